@@ -1,0 +1,1 @@
+//! The single-threaded process that calls libcontainer, holds stdio and reaps.

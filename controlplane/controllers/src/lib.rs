@@ -1,0 +1,1 @@
+//! Every reconciler of the control plane.
