@@ -1,0 +1,51 @@
+//! Owns what a resource does differently on writes, as plain data and pure functions over the object.
+//! Must not touch the store: what needs it (addresses, ports) is `allocate`.
+
+use serde_json::Value;
+
+/// How writes of one resource differ from the ordinary.
+#[derive(Debug, Clone, Copy)]
+pub struct Strategy {
+    /// `metadata.generation` is kept, and raised when anything outside metadata and status changes.
+    pub generation: bool,
+    /// An update without `resourceVersion` overwrites whatever is there.
+    pub unconditional_update: bool,
+    /// PUT of an object that doesn't exist creates it.
+    pub create_on_update: bool,
+    /// The status a new object begins with, whatever the client sent; `None`: the client's is kept.
+    pub empty_status: Option<fn() -> Value>,
+    /// Sets what only the server sets, before admission's last word and validation.
+    pub prepare_create: fn(&mut Value),
+    /// The same for an update; the second is the object as stored.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// The grace in seconds that a delete without `gracePeriodSeconds` gets; `None`: deleted at once.
+    pub grace_seconds: Option<fn(&Value) -> i64>,
+}
+
+impl Strategy {
+    /// The ordinary strategy.
+    pub const PLAIN: Self = Self {
+        generation: false,
+        unconditional_update: true,
+        create_on_update: false,
+        empty_status: None,
+        prepare_create: |_| {},
+        prepare_update: |_, _| {},
+        grace_seconds: None,
+    };
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Self::PLAIN
+    }
+}
+
+/// Conversions between a version that is served and the one that is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Convert {
+    /// From the served version into the stored one.
+    pub to_stored: fn(&mut Value),
+    /// From the stored version into the served one.
+    pub from_stored: fn(&mut Value),
+}
