@@ -1,1 +1,12 @@
 //! What an API object is, without I/O: raw JSON with parsed fields, selectors, schemas, patches, requests and Status.
+
+pub mod field;
+pub mod gvk;
+pub mod negotiate;
+pub mod object;
+pub mod patch;
+pub mod request_info;
+pub mod scan;
+pub mod selector;
+pub mod status;
+pub mod validate;
