@@ -3,6 +3,18 @@
 //! Owns the queue of unscheduled pods, an incremental picture of the nodes, the decision (pure, [`cycle`]) and the
 //! binding. A pure kube client: it runs against any Kubernetes API server and must not know anything of ours.
 
+mod bind;
+pub mod cycle;
+mod driver;
+pub mod node;
+pub mod plugin;
+mod plugins;
+pub mod pod;
+mod quantity;
+mod queue;
+pub mod selector;
+pub mod snapshot;
+
 use std::time::Duration;
 
 /// How the scheduler behaves. `Default` is right for a cluster of small devices.
@@ -41,14 +53,8 @@ pub enum RunError {
 pub async fn run(
     client: kube::Client,
     config: Config,
-    mut shutdown: tokio::sync::watch::Receiver<bool>,
+    shutdown: tokio::sync::watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     tracing::info!(scheduler = %config.scheduler_name, "scheduler starts");
-    drop(client);
-    while !*shutdown.borrow_and_update() {
-        if shutdown.changed().await.is_err() {
-            break;
-        }
-    }
-    Ok(())
+    Box::pin(driver::drive(client, config, shutdown)).await
 }
