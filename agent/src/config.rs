@@ -1,0 +1,163 @@
+//! The agent's configuration: one TOML file, every path of which can be moved, so that several
+//! agents run on one machine. Unknown keys are refused. It reads and writes that file, no other.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The newest format of the configuration file this build reads.
+const VERSION: u32 = 1;
+
+/// Where `agent join` writes and `agent run` looks unless told otherwise.
+pub(crate) const CONFIG_DIR: &str = "/etc/flotilla";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the configuration {path}: join a cluster first with `agent join`")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {path} is not valid")]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("the configuration {path} has version {found}; this agent reads up to {VERSION}")]
+    Newer { path: PathBuf, found: u32 },
+    #[error("cannot write the configuration {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("cannot express the configuration as TOML")]
+    Render(#[from] toml::ser::Error),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Format of this file.
+    pub(crate) version: u32,
+    pub(crate) node_name: String,
+    /// API servers, tried in order: `https://host:port`.
+    pub(crate) servers: Vec<String>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) log_dir: PathBuf,
+    pub(crate) manifests_dir: PathBuf,
+    pub(crate) registries_file: PathBuf,
+    /// Archives put here are imported as images.
+    pub(crate) image_drop_dir: PathBuf,
+    pub(crate) cgroup_parent: String,
+    /// Addresses to report; empty: the one the master is reached from.
+    pub(crate) node_ip: Vec<IpAddr>,
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    pub(crate) cluster_domain: String,
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) max_pods: u32,
+    /// Bytes of memory kept from pods beyond the eviction threshold.
+    pub(crate) reserved_memory_bytes: u64,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// `key=value:Effect`.
+    pub(crate) taints: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            version: VERSION,
+            node_name: String::new(),
+            servers: Vec::new(),
+            data_dir: "/var/lib/flotilla/agent".into(),
+            run_dir: "/run/flotilla".into(),
+            log_dir: "/var/log/pods".into(),
+            manifests_dir: "/etc/flotilla/manifests".into(),
+            registries_file: "/etc/flotilla/registries.toml".into(),
+            image_drop_dir: "/var/lib/flotilla/agent/images/import".into(),
+            cgroup_parent: "/flotilla".into(),
+            node_ip: Vec::new(),
+            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            max_pods: 110,
+            reserved_memory_bytes: 0,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        if config.version > VERSION {
+            return Err(ConfigError::Newer { path: path.to_owned(), found: config.version });
+        }
+        Ok(config)
+    }
+
+    /// Writes the file by way of a temporary one, so that a power cut leaves the old or the new.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), ConfigError> {
+        let text = toml::to_string_pretty(self)?;
+        write_atomic(path, text.as_bytes(), 0o600)
+            .map_err(|source| ConfigError::Write { path: path.to_owned(), source })
+    }
+
+    pub(crate) fn identity_dir(&self) -> PathBuf {
+        self.data_dir.join("identity")
+    }
+
+    pub(crate) fn pods_dir(&self) -> PathBuf {
+        self.data_dir.join("pods")
+    }
+
+    pub(crate) fn checkpoint_dir(&self) -> PathBuf {
+        self.data_dir.join("checkpoint")
+    }
+
+    /// The socket of the agent's own server for commands on the device.
+    pub(crate) fn local_socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("agent.pid")
+    }
+}
+
+/// Writes `bytes` to `path` through a synced temporary file beside it and a rename.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let temporary = path.with_extension("tmp");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_configuration_reads_back_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        let mut config = Config { node_name: "n1".into(), ..Config::default() };
+        config.labels.insert("zone".into(), "a".into());
+        config.save(&path).unwrap();
+        assert_eq!(Config::load(&path).unwrap(), config);
+        std::fs::write(&path, "node_nam = 'x'\n").unwrap();
+        assert!(matches!(Config::load(&path), Err(ConfigError::Parse { .. })));
+        std::fs::write(&path, "version = 99\n").unwrap();
+        assert!(matches!(Config::load(&path), Err(ConfigError::Newer { found: 99, .. })));
+    }
+}
