@@ -1,0 +1,130 @@
+//! Owns how a state grows from checkpoint and log: the same entries, events and leases that the committer made. Pure but for the
+//! clock of the leases.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::history::History;
+use crate::lease::Leases;
+use crate::log::Replay;
+use crate::log::payload::{Op, RawEntry, Reader};
+use crate::revision::{Entry, Event, FIRST_REVISION, Revision};
+use crate::state::{Map, Snapshot};
+use crate::{Config, Extract};
+
+/// A state on its way.
+pub(crate) struct Recovery<'a> {
+    config: &'a Config,
+    map: Map,
+    bytes: usize,
+    history: History,
+    leases: Leases,
+    revision: Revision,
+    reserved: Revision,
+    now: Instant,
+}
+
+impl<'a> Recovery<'a> {
+    pub(crate) fn new(config: &'a Config, now: Instant) -> Self {
+        let (map, leases) = (Map::new(), Leases::default());
+        let (revision, reserved) = (FIRST_REVISION, FIRST_REVISION);
+        Self { config, map, bytes: 0, history: History::new(0), leases, revision, reserved, now }
+    }
+
+    /// The state, at a revision that no earlier process can have gone beyond.
+    pub(crate) fn finish(self) -> (Snapshot, Leases, Revision) {
+        let revision = self.revision.max(self.reserved);
+        let prefixes = &self.config.volatile_prefixes;
+        let snapshot = Snapshot {
+            map: self.map,
+            history: self.history,
+            revision,
+            bytes: self.bytes,
+            volatile_floor: if revision > FIRST_REVISION { revision } else { 0 },
+            volatile_prefixes: prefixes.as_slice().into(),
+        };
+        (snapshot, self.leases, self.reserved)
+    }
+
+    fn extract(&self) -> &dyn Extract {
+        &*self.config.extract
+    }
+
+    fn insert(&mut self, raw: RawEntry<'_>) -> (Option<Arc<Entry>>, Arc<Entry>) {
+        let key = Bytes::copy_from_slice(raw.key);
+        let entry = Arc::new(Entry {
+            extracted: self.extract().extract(raw.key, raw.value).shrunk(),
+            key: key.clone(),
+            value: Bytes::copy_from_slice(raw.value),
+            create_revision: raw.create_revision,
+            mod_revision: raw.mod_revision,
+            version: raw.version,
+            lease: raw.lease,
+        });
+        self.bytes += raw.key.len() + raw.value.len();
+        let before = self.map.insert(key, entry.clone());
+        self.bytes -= before.as_ref().map_or(0, |b| b.key.len() + b.value.len());
+        (before, entry)
+    }
+
+    fn event(&mut self, revision: Revision, before: Option<Arc<Entry>>, after: Option<Arc<Entry>>) {
+        let event = Event::new(revision, before, after);
+        self.leases.follow(std::slice::from_ref(&event));
+        self.history.push(event);
+    }
+
+    fn op(&mut self, revision: Revision, op: Op<'_>) {
+        match op {
+            Op::Put { key, value, lease } => {
+                let previous = self.map.get(key);
+                let create_revision = previous.map_or(revision, |p| p.create_revision);
+                let version = previous.map_or(0, |p| p.version) + 1;
+                let mod_revision = revision;
+                let raw = RawEntry { key, value, create_revision, mod_revision, version, lease };
+                let (before, after) = self.insert(raw);
+                self.event(revision, before, Some(after));
+            }
+            Op::Delete { key } => {
+                if let Some(before) = self.map.remove(key) {
+                    self.bytes -= before.key.len() + before.value.len();
+                    self.event(revision, Some(before), None);
+                }
+            }
+            Op::Granted { lease, ttl_seconds } => self.lease(lease, ttl_seconds),
+            Op::Revoked { lease } => self.leases.remove(lease),
+            Op::Compacted { revision } => self.history.compact(revision),
+            Op::Reserved { revision } => self.reserved = self.reserved.max(revision),
+        }
+    }
+}
+
+impl Replay for Recovery<'_> {
+    fn begin(&mut self, revision: Revision, reserved: Revision) {
+        self.revision = revision;
+        self.reserved = reserved;
+        self.history = History::new(revision);
+    }
+
+    fn entry(&mut self, entry: RawEntry<'_>) {
+        let (_, entry) = self.insert(entry);
+        if entry.lease != 0 {
+            self.leases.attach(entry.lease, entry.key.clone());
+        }
+    }
+
+    fn lease(&mut self, lease: i64, ttl_seconds: u64) {
+        self.leases.grant(lease, Duration::from_secs(ttl_seconds), self.now);
+    }
+
+    fn change(&mut self, revision: Revision, mut ops: Reader<'_>) -> Option<()> {
+        while !ops.is_empty() {
+            let op = ops.op()?;
+            self.op(revision, op);
+        }
+        self.revision = self.revision.max(revision);
+        self.history.trim(self.config.history_bytes_max, Duration::MAX, self.now);
+        Some(())
+    }
+}

@@ -1,0 +1,233 @@
+//! Owns the state ahead of the disk: what the commands of a batch make of it, the records that say so, and the answers that
+//! wait for the flush. Never blocks and never writes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::Config;
+use crate::backend::embedded::check_key;
+use crate::backend::{Command, Reply};
+use crate::lease::{LeaseStatus, Leases};
+use crate::log::Log;
+use crate::log::payload::Op;
+use crate::revision::{Event, Revision};
+use crate::state::{Applied, Snapshot, Surroundings, apply};
+use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
+
+/// Revisions of changes that are not logged are reserved so many at a time: three nodes' heartbeats write
+/// 70 bytes in fifteen hours.
+const RESERVED_AT_ONCE: Revision = 16_384;
+
+/// An answer that waits for the flush.
+pub(crate) enum Answer {
+    Txn(Reply<TxnResult>, Result<TxnResult, WriteError>),
+    Unit(Reply<()>, Result<(), WriteError>),
+    Number(Reply<i64>, Result<i64, WriteError>),
+    Lease(Reply<LeaseStatus>, Result<LeaseStatus, WriteError>),
+}
+
+impl Answer {
+    /// The answer to a command that is not even tried.
+    pub(crate) fn refusal(command: Command, why: WriteError) -> Self {
+        match command {
+            Command::Txn(_, reply) => Self::Txn(reply, Err(why)),
+            Command::Compact(_, reply) => Self::Unit(reply, Err(why)),
+            Command::LeaseGrant { reply, .. }
+            | Command::LeaseRevoke(_, reply)
+            | Command::LeaseKeepAlive(_, reply) => Self::Number(reply, Err(why)),
+            Command::LeaseTimeToLive(_, reply) => Self::Lease(reply, Err(why)),
+        }
+    }
+
+    /// Sends it, or why nothing of the batch is durable.
+    pub(crate) fn send(self, flushed: Result<(), WriteError>) {
+        fn send<T>(
+            reply: Reply<T>,
+            flushed: Result<(), WriteError>,
+            result: Result<T, WriteError>,
+        ) {
+            // Nobody may wait any more; the write stands.
+            drop(reply.send(flushed.and(result)));
+        }
+        match self {
+            Self::Txn(reply, result) => send(reply, flushed, result),
+            Self::Unit(reply, result) => send(reply, flushed, result),
+            Self::Number(reply, result) => send(reply, flushed, result),
+            Self::Lease(reply, result) => send(reply, flushed, result),
+        }
+    }
+}
+
+/// The state ahead of the disk.
+pub(crate) struct Speculation {
+    snapshot: Snapshot,
+    leases: Leases,
+    reserved: Revision,
+    events: Vec<Arc<Event>>,
+    compacted: bool,
+    config: Config,
+}
+
+impl Speculation {
+    pub(crate) fn new(
+        snapshot: Snapshot,
+        leases: Leases,
+        reserved: Revision,
+        config: Config,
+    ) -> Self {
+        Self { snapshot, leases, reserved, events: Vec::new(), compacted: false, config }
+    }
+
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.leases.next_expiry()
+    }
+
+    pub(crate) fn leases_and_reserved(&self) -> (Vec<(i64, Duration)>, Revision) {
+        (self.leases.granted(), self.reserved)
+    }
+
+    /// The changes since the last call, in order.
+    pub(crate) fn take_events(&mut self) -> Vec<Arc<Event>> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Whether the history was compacted since the last call.
+    pub(crate) fn take_compacted(&mut self) -> bool {
+        std::mem::take(&mut self.compacted)
+    }
+
+    /// Goes back to what is durable. Leases are not undone: nothing reads them once writes are refused.
+    pub(crate) fn discard(&mut self, durable: Snapshot) {
+        self.snapshot = durable;
+        self.events.clear();
+        self.compacted = false;
+    }
+
+    pub(crate) fn evaluate(&mut self, command: Command, log: &mut Log) -> Answer {
+        match command {
+            Command::Txn(txn, reply) => Answer::Txn(reply, self.txn(&txn, log)),
+            Command::Compact(revision, reply) => Answer::Unit(reply, self.compact(revision, log)),
+            Command::LeaseGrant { id, ttl, reply } => {
+                Answer::Number(reply, self.grant(id, ttl, log))
+            }
+            Command::LeaseRevoke(id, reply) => Answer::Number(reply, self.revoke(id, log)),
+            Command::LeaseKeepAlive(id, reply) => {
+                Answer::Number(reply, self.leases.keep_alive(id, Instant::now()))
+            }
+            Command::LeaseTimeToLive(id, reply) => {
+                Answer::Lease(reply, self.leases.status(id, Instant::now()))
+            }
+        }
+    }
+
+    /// Ends the leases whose time is over.
+    pub(crate) fn expire(&mut self, log: &mut Log, now: Instant) {
+        for id in self.leases.expired(now) {
+            if let Err(error) = self.revoke(id, log) {
+                tracing::error!(lease = id, %error, "an expired lease could not be ended");
+            }
+        }
+    }
+
+    fn txn(&mut self, txn: &Txn, log: &mut Log) -> Result<TxnResult, WriteError> {
+        check_keys(txn)?;
+        let lease_exists = |id| self.leases.contains(id);
+        let surroundings =
+            Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
+        let applied = apply(&self.snapshot, txn, &surroundings)?;
+        Ok(self.take_over(applied, None, log))
+    }
+
+    /// Makes an evaluated transaction the state, and adds its record.
+    fn take_over(&mut self, applied: Applied, revoked: Option<i64>, log: &mut Log) -> TxnResult {
+        let Applied { map, bytes, events, result } = applied;
+        let revision = result.revision;
+        let durable = events.iter().any(|event| !self.snapshot.is_volatile(event.key()));
+        if durable || revoked.is_some() {
+            log.append(revision, |out| {
+                for event in events.iter().filter(|event| !self.snapshot.is_volatile(event.key())) {
+                    logged(event).encode(out);
+                }
+                if let Some(lease) = revoked {
+                    Op::Revoked { lease }.encode(out);
+                }
+            });
+        } else if !events.is_empty() && revision > self.reserved {
+            self.reserved = revision + RESERVED_AT_ONCE;
+            let reserved = Op::Reserved { revision: self.reserved };
+            log.append(revision, |out| reserved.encode(out));
+        }
+        self.leases.follow(&events);
+        self.snapshot.map = map;
+        self.snapshot.bytes = bytes;
+        self.snapshot.revision = revision;
+        for event in &events {
+            self.snapshot.history.push(event.clone());
+        }
+        let (bytes_max, age_max) = (self.config.history_bytes_max, self.config.history_age_max);
+        self.snapshot.history.trim(bytes_max, age_max, Instant::now());
+        self.events.extend(events);
+        result
+    }
+
+    fn compact(&mut self, revision: Revision, log: &mut Log) -> Result<(), WriteError> {
+        let (current, compact_revision) =
+            (self.snapshot.revision, self.snapshot.history.compacted());
+        if revision > current {
+            return Err(ReadError::Future { requested: revision, current }.into());
+        }
+        if revision <= compact_revision {
+            return Err(ReadError::Compacted { requested: revision, compact_revision }.into());
+        }
+        self.snapshot.history.compact(revision);
+        self.compacted = true;
+        log.append(current, |out| Op::Compacted { revision }.encode(out));
+        Ok(())
+    }
+
+    fn grant(&mut self, id: i64, ttl: Duration, log: &mut Log) -> Result<i64, WriteError> {
+        use std::collections::hash_map::RandomState;
+        use std::hash::{BuildHasher, Hasher};
+        let random = || RandomState::new().build_hasher().finish().cast_signed();
+        let id = self.leases.free_id(id, random)?;
+        self.leases.grant(id, ttl, Instant::now());
+        let granted = Op::Granted { lease: id, ttl_seconds: ttl.as_secs() };
+        log.append(self.snapshot.revision, |out| granted.encode(out));
+        Ok(id)
+    }
+
+    fn revoke(&mut self, id: i64, log: &mut Log) -> Result<Revision, WriteError> {
+        let keys = self.leases.keys(id)?;
+        let deletions = keys.iter().map(|key| crate::Op::Delete(KeyRange::Key(key.to_vec())));
+        let txn = Txn::of(deletions.collect());
+        let lease_exists = |id| self.leases.contains(id);
+        let surroundings =
+            Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
+        let applied = apply(&self.snapshot, &txn, &surroundings)?;
+        let result = self.take_over(applied, Some(id), log);
+        self.leases.remove(id);
+        Ok(result.revision)
+    }
+}
+
+fn logged(event: &Event) -> Op<'_> {
+    match &event.after {
+        Some(after) => Op::Put { key: &after.key, value: &after.value, lease: after.lease },
+        None => Op::Delete { key: event.key() },
+    }
+}
+
+fn check_keys(txn: &Txn) -> Result<(), WriteError> {
+    for op in txn.success.iter().chain(&txn.failure) {
+        match op {
+            crate::Op::Put { key, .. } => check_key(key)?,
+            crate::Op::Txn(inner) => check_keys(inner)?,
+            crate::Op::Delete(_) | crate::Op::Range(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Owns the leases: which keys die with which, and when, on the observer's monotonic clock. Pure: the time comes in, the
+//! deletion of the keys is the backend's transaction. After a restart every lease has its whole length again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::revision::Event;
+use crate::txn::WriteError;
+
+/// The longest lease that etcd grants.
+pub(crate) const TTL_SECONDS_MAX: i64 = 9_000_000_000;
+
+/// What is left of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The lease.
+    pub id: i64,
+    /// The length that it was granted with, in seconds.
+    pub granted_seconds: i64,
+    /// What is left, in whole seconds.
+    pub left_seconds: i64,
+    /// The keys that die with it.
+    pub keys: Vec<Bytes>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    granted: Duration,
+    expires: Instant,
+    keys: BTreeSet<Bytes>,
+}
+
+/// Every lease.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    all: BTreeMap<i64, Lease>,
+}
+
+impl Leases {
+    pub(crate) fn contains(&self, id: i64) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    pub(crate) fn check_ttl(ttl_seconds: i64) -> Result<Duration, WriteError> {
+        let (ttl_seconds_max, granted) = (TTL_SECONDS_MAX, u64::try_from(ttl_seconds));
+        match granted {
+            Ok(seconds) if seconds > 0 && ttl_seconds <= TTL_SECONDS_MAX => {
+                Ok(Duration::from_secs(seconds))
+            }
+            _ => Err(WriteError::LeaseTtl { ttl_seconds, ttl_seconds_max }),
+        }
+    }
+
+    /// Adds a lease; an `id` of 0 is replaced by a free one.
+    pub(crate) fn free_id(&self, id: i64, random: impl Fn() -> i64) -> Result<i64, WriteError> {
+        if id != 0 {
+            return if self.contains(id) { Err(WriteError::LeaseExists { id }) } else { Ok(id) };
+        }
+        loop {
+            let id = random() & i64::MAX;
+            if id != 0 && !self.contains(id) {
+                return Ok(id);
+            }
+        }
+    }
+
+    pub(crate) fn grant(&mut self, id: i64, granted: Duration, now: Instant) {
+        let expires = now + granted;
+        self.all.insert(id, Lease { granted, expires, keys: BTreeSet::new() });
+    }
+
+    pub(crate) fn remove(&mut self, id: i64) {
+        self.all.remove(&id);
+    }
+
+    pub(crate) fn keep_alive(&mut self, id: i64, now: Instant) -> Result<i64, WriteError> {
+        let lease = self.all.get_mut(&id).ok_or(WriteError::LeaseNotFound { id })?;
+        lease.expires = now + lease.granted;
+        Ok(seconds(lease.granted))
+    }
+
+    pub(crate) fn status(&self, id: i64, now: Instant) -> Result<LeaseStatus, WriteError> {
+        let lease = self.all.get(&id).ok_or(WriteError::LeaseNotFound { id })?;
+        let left_seconds = seconds(lease.expires.saturating_duration_since(now));
+        let (granted_seconds, keys) =
+            (seconds(lease.granted), lease.keys.iter().cloned().collect());
+        Ok(LeaseStatus { id, granted_seconds, left_seconds, keys })
+    }
+
+    pub(crate) fn keys(&self, id: i64) -> Result<Vec<Bytes>, WriteError> {
+        let lease = self.all.get(&id).ok_or(WriteError::LeaseNotFound { id })?;
+        Ok(lease.keys.iter().cloned().collect())
+    }
+
+    /// Attaches and detaches keys as events say.
+    pub(crate) fn follow(&mut self, events: &[Arc<Event>]) {
+        for event in events {
+            if let Some(before) = event.before.as_ref().filter(|entry| entry.lease != 0)
+                && let Some(lease) = self.all.get_mut(&before.lease)
+            {
+                lease.keys.remove(&before.key);
+            }
+            if let Some(after) = event.after.as_ref().filter(|entry| entry.lease != 0) {
+                self.attach(after.lease, after.key.clone());
+            }
+        }
+    }
+
+    pub(crate) fn attach(&mut self, id: i64, key: Bytes) {
+        if let Some(lease) = self.all.get_mut(&id) {
+            lease.keys.insert(key);
+        }
+    }
+
+    /// The next moment at which a lease ends.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.all.values().map(|lease| lease.expires).min()
+    }
+
+    pub(crate) fn expired(&self, now: Instant) -> Vec<i64> {
+        self.all.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect()
+    }
+
+    /// Every lease with its length, for a checkpoint.
+    pub(crate) fn granted(&self) -> Vec<(i64, Duration)> {
+        self.all.iter().map(|(id, lease)| (*id, lease.granted)).collect()
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}

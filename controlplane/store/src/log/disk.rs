@@ -1,0 +1,152 @@
+//! Owns the edge to the disk: the few things the log asks of a folder, and the real folder. Decides nothing. The contract of
+//! [`Disk`] is a disk's: what was not synced may be lost or torn by a power cut, in any part and order.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+
+/// A flat folder of files.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Names of all files.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Makes a file, empty or with so many zero bytes allocated; what had the name is replaced.
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens a file.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Renames a file, over another if need be.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes creations, renames and removals durable.
+    fn sync_names(&self) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Fills `bytes` from `offset` and says how many there were.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize>;
+    /// Size in bytes, allocated zeros included.
+    fn size(&self) -> io::Result<u64>;
+    /// Makes what was written durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A real folder, held by one process at a time.
+#[derive(Debug)]
+pub struct RealDisk {
+    dir: PathBuf,
+    _lock: File,
+}
+
+const LOCK_NAME: &str = "lock";
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+impl RealDisk {
+    /// Makes the folder where it is missing, and takes it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] with the holder's process id as text when another process has it.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+        let mut lock = options.open(dir.join(LOCK_NAME))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let holder = io::read_to_string(&lock).unwrap_or_default();
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, holder.trim().to_owned()));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        // For the message above only; the lock itself dies with the process.
+        lock.set_len(0)?;
+        lock.seek(SeekFrom::Start(0))?;
+        writeln!(lock, "{}", std::process::id())?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+}
+
+impl Disk for RealDisk {
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            names.extend(name.to_str().filter(|name| *name != LOCK_NAME).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+        let file = options.open(self.dir.join(name))?;
+        if bytes > 0 {
+            match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+                Ok(()) => {}
+                // A file system without preallocation: sparse is as good, but slower.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                    file.set_len(bytes)?;
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.dir.join(name))?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let at = offset + filled as u64;
+            match self.0.read_at(&mut bytes[filled..], at) {
+                Ok(0) => break,
+                Ok(more) => filled += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

@@ -1,0 +1,360 @@
+//! Owns the watchers: who wants which events, and each one's bounded queue. An event costs what its interested watchers
+//! cost; a slow watcher is expired and never slows a writer.
+//!
+//! Worked example: watches on prefix `/registry/pods/` with index `node/n1`, on prefix `/registry/` and on key
+//! `/registry/pods/a/b` stand in `indexed["node/n1"]`, in `prefixed["/registry/"]` (so 10 is one of the lengths that every
+//! event's key is cut to) and in `exact["/registry/pods/a/b"]`. An event looks up its key, its key cut to each length, and the
+//! index keys of its entries before and after; nothing is compared with the other watchers.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::revision::{Event, Revision};
+use crate::state::Snapshot;
+use crate::txn::{KeyRange, ReadError};
+
+/// What to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchRequest {
+    /// Which keys.
+    pub keys: KeyRange,
+    /// The first revision wanted; `None`: what happens from now on.
+    pub from: Option<Revision>,
+    /// Only events whose entry before or after carries this index key.
+    pub index: Option<Box<str>>,
+    /// How many new events may wait for the reader before it is expired.
+    pub events_max: usize,
+}
+
+/// Why a watch ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// The history was compacted before it could be read.
+    #[error("required revision has been compacted (oldest: {compact_revision})")]
+    Compacted {
+        /// Everything up to here is gone.
+        compact_revision: Revision,
+    },
+    /// The reader was too slow; it must list again.
+    #[error("too slow: more than {events_max} events waited to be read")]
+    Expired {
+        /// The bound that was given.
+        events_max: usize,
+    },
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+#[derive(Debug)]
+struct Queue {
+    events: VecDeque<Arc<Event>>,
+    events_max: usize,
+    /// Events up to here were queued or are not wanted.
+    seen: Revision,
+    ended: Option<WatchError>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    ready: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, why: WatchError) {
+        let mut queue = self.lock();
+        queue.ended.get_or_insert(why);
+        drop(queue);
+        self.ready.notify_one();
+    }
+
+    /// `false`: the watcher is expired.
+    fn offer(&self, event: &Arc<Event>) -> bool {
+        let mut queue = self.lock();
+        if event.revision <= queue.seen || queue.ended.is_some() {
+            return true;
+        }
+        if queue.events.len() >= queue.events_max {
+            queue.events = VecDeque::new();
+            let events_max = queue.events_max;
+            queue.ended = Some(WatchError::Expired { events_max });
+            drop(queue);
+            self.ready.notify_one();
+            return false;
+        }
+        let wake = queue.events.is_empty();
+        queue.events.push_back(event.clone());
+        drop(queue);
+        if wake {
+            self.ready.notify_one();
+        }
+        true
+    }
+}
+
+type Id = u64;
+
+#[derive(Debug)]
+struct Registered {
+    keys: KeyRange,
+    index: Option<Box<str>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    watchers: HashMap<Id, Registered>,
+    exact: HashMap<Vec<u8>, Vec<Id>>,
+    prefixed: HashMap<Vec<u8>, Vec<Id>>,
+    /// How many prefixes of each length there are in `prefixed`.
+    lengths: BTreeMap<usize, usize>,
+    indexed: HashMap<Box<str>, Vec<Id>>,
+    spans: Vec<Id>,
+    closed: bool,
+}
+
+impl Index {
+    fn insert(&mut self, id: Id, registered: Registered) {
+        match (&registered.index, &registered.keys) {
+            (Some(index), _) => self.indexed.entry(index.clone()).or_default().push(id),
+            (None, KeyRange::Key(key)) => self.exact.entry(key.clone()).or_default().push(id),
+            (None, KeyRange::Prefix(prefix)) => {
+                let ids = self.prefixed.entry(prefix.clone()).or_default();
+                if ids.is_empty() {
+                    *self.lengths.entry(prefix.len()).or_default() += 1;
+                }
+                ids.push(id);
+            }
+            (None, KeyRange::Span { .. }) => self.spans.push(id),
+        }
+        self.watchers.insert(id, registered);
+    }
+
+    fn remove(&mut self, id: Id) {
+        let Some(Registered { keys, index, .. }) = self.watchers.remove(&id) else { return };
+        match (index, keys) {
+            (Some(index), _) => forget(&mut self.indexed, &index, id),
+            (None, KeyRange::Key(key)) => forget(&mut self.exact, &key, id),
+            (None, KeyRange::Prefix(prefix)) => {
+                forget(&mut self.prefixed, &prefix, id);
+                let left = self.lengths.get_mut(&prefix.len());
+                if let Some(left) = left.filter(|_| !self.prefixed.contains_key(&prefix)) {
+                    *left -= 1;
+                    if *left == 0 {
+                        self.lengths.remove(&prefix.len());
+                    }
+                }
+            }
+            (None, KeyRange::Span { .. }) => self.spans.retain(|other| *other != id),
+        }
+    }
+
+    /// Everyone interested; each at most once.
+    fn interested(&self, event: &Event, found: &mut Vec<Id>) {
+        let key = event.key();
+        found.clear();
+        found.extend(self.exact.get(key).into_iter().flatten());
+        for length in self.lengths.range(..=key.len()).map(|(length, _)| *length) {
+            found.extend(self.prefixed.get(&key[..length]).into_iter().flatten());
+        }
+        let spans = self.spans.iter().filter(|id| self.wants(**id, key));
+        found.extend(spans);
+        if self.indexed.is_empty() {
+            return;
+        }
+        let entries = event.before.iter().chain(&event.after);
+        for index in entries.flat_map(|entry| &entry.extracted.index) {
+            for id in self.indexed.get(index).into_iter().flatten() {
+                if !found.contains(id) && self.wants(*id, key) {
+                    found.push(*id);
+                }
+            }
+        }
+    }
+
+    fn wants(&self, id: Id, key: &[u8]) -> bool {
+        self.watchers.get(&id).is_some_and(|watcher| watcher.keys.contains(key))
+    }
+}
+
+fn forget<K, Q>(map: &mut HashMap<K, Vec<Id>>, key: &Q, id: Id)
+where
+    K: Borrow<Q> + Hash + Eq,
+    Q: Hash + Eq + ?Sized,
+{
+    if let Some(ids) = map.get_mut(key) {
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// The place where committed events meet watchers.
+pub(crate) struct Hub {
+    index: Mutex<Index>,
+    next_id: AtomicU64,
+    /// Every event up to here has been offered to everyone.
+    dispatched: AtomicI64,
+    expired: AtomicU64,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("watchers", &self.watchers()).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    pub(crate) fn new(revision: Revision) -> Self {
+        Self {
+            index: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            dispatched: AtomicI64::new(revision),
+            expired: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn watchers(&self) -> usize {
+        self.lock().watchers.len()
+    }
+
+    pub(crate) fn expired(&self) -> u64 {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// Offers committed events, in their order, and says how far everyone is.
+    pub(crate) fn dispatch(&self, events: &[Arc<Event>], revision: Revision) {
+        let mut index = self.lock();
+        let mut found = Vec::new();
+        for event in events {
+            index.interested(event, &mut found);
+            for id in &found {
+                let watcher = index.watchers.get(id);
+                if watcher.is_some_and(|watcher| !watcher.shared.offer(event)) {
+                    self.expired.fetch_add(1, Ordering::Relaxed);
+                    index.remove(*id);
+                }
+            }
+        }
+        self.dispatched.store(revision, Ordering::Release);
+    }
+
+    /// Registers a watcher. What happened before stands in its queue already, however much that is.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        request: WatchRequest,
+        snapshot: &dyn Fn() -> Snapshot,
+    ) -> Result<Watcher, ReadError> {
+        // Most of the history is read without holding the writers up; what came meanwhile is little.
+        let mut backlog = VecDeque::new();
+        let first = snapshot();
+        let from = request.from.unwrap_or(first.revision + 1);
+        let compact_revision = first.compacted_for(&request.keys);
+        if from <= compact_revision {
+            return Err(ReadError::Compacted { requested: from, compact_revision });
+        }
+        backlog.extend(wanted(&first, &request, from));
+        let mut index = self.lock();
+        let now = snapshot();
+        backlog.extend(wanted(&now, &request, from.max(first.revision + 1)));
+        let seen = now.revision.max(from - 1);
+        let events_max = request.events_max.saturating_add(backlog.len());
+        let ended = index.closed.then_some(WatchError::Closed);
+        let queue = Mutex::new(Queue { events: backlog, events_max, seen, ended });
+        let shared = Arc::new(Shared { queue, ready: Notify::new() });
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (keys, index_key) = (request.keys, request.index);
+        index.insert(id, Registered { keys, index: index_key, shared: shared.clone() });
+        drop(index);
+        let hub = self.clone();
+        Ok(Watcher { id, shared, hub, before: from - 1, events_max: request.events_max })
+    }
+
+    /// Ends every watch, also those to come.
+    pub(crate) fn close(&self) {
+        let mut index = self.lock();
+        index.closed = true;
+        for watcher in index.watchers.values() {
+            watcher.shared.end(WatchError::Closed);
+        }
+    }
+}
+
+/// What of the snapshot's history the request wants, from `from` on.
+fn wanted<'a>(
+    snapshot: &'a Snapshot,
+    request: &'a WatchRequest,
+    from: Revision,
+) -> impl Iterator<Item = Arc<Event>> + use<'a> {
+    let carries = move |event: &Event| {
+        request.index.as_ref().is_none_or(|wanted| {
+            event.before.iter().chain(&event.after).any(|e| e.extracted.index.contains(wanted))
+        })
+    };
+    let events = snapshot.history.since(from);
+    events.filter(move |e| request.keys.contains(e.key()) && carries(e)).cloned()
+}
+
+/// The reader's end of a watch. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Watcher {
+    id: Id,
+    shared: Arc<Shared>,
+    hub: Arc<Hub>,
+    /// What is before the watch's first wanted revision counts as returned.
+    before: Revision,
+    events_max: usize,
+}
+
+impl Watcher {
+    /// Waits for events and returns all that are there, in the order of their revisions; never none.
+    ///
+    /// # Errors
+    /// The watch is over; what was queued before is returned first, except by [`WatchError::Expired`].
+    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, WatchError> {
+        loop {
+            {
+                let mut queue = self.shared.lock();
+                if !queue.events.is_empty() {
+                    // The room for the backlog is given back with the backlog.
+                    queue.events_max = self.events_max;
+                    return Ok(std::mem::take(&mut queue.events).into());
+                }
+                if let Some(why) = &queue.ended {
+                    return Err(why.clone());
+                }
+            }
+            self.shared.ready.notified().await;
+        }
+    }
+
+    /// Every event up to here has been returned by [`Watcher::next`].
+    pub fn progress(&self) -> Revision {
+        // Read before the queue: what is queued later is newer than this.
+        let dispatched = self.hub.dispatched.load(Ordering::Acquire);
+        let queue = self.shared.lock();
+        queue.events.front().map_or(dispatched.max(self.before), |event| event.revision - 1)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.hub.lock().remove(self.id);
+    }
+}
