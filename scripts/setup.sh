@@ -27,7 +27,7 @@ packages_of() {
         build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev" ;;
         run) echo "nftables iptables iproute2 util-linux procps curl" ;;
         lab) echo "nftables iptables iproute2 util-linux procps curl busybox-static docker-registry" ;;
-        test) echo "skopeo umoci runc conntrack netcat-openbsd shellcheck" ;;
+        test) echo "skopeo umoci runc conntrack netcat-openbsd shellcheck faketime bsdutils" ;;
     esac
 }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use tests::lab::{Lab, MASTER, REGISTRY, UpOptions, hold, snapshot};
+use tests::lab::{Lab, MASTER, REGISTRY, UpOptions, hold, image, snapshot};
 
 /// One master and N nodes on this machine, each a host of its own.
 #[derive(Debug, Parser)]
@@ -126,6 +126,11 @@ enum Verb {
         /// The later one.
         after: PathBuf,
     },
+    /// Write the image of the test server as an archive for `agent image import`.
+    Image {
+        /// The archive.
+        file: PathBuf,
+    },
     /// The holder of a host's namespaces.
     #[command(hide = true)]
     Hold {
@@ -199,6 +204,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 println!("{line}");
             }
             return Ok(if changed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Image { file } => {
+            let binary = std::env::current_exe()?.with_file_name("testserver");
+            let image = image::testserver(&binary, Path::new("/bin/busybox"))?;
+            let archive = image.archive("docker.io/library/testserver:latest")?;
+            fs::write(&file, archive).with_context(|| format!("{}", file.display()))?;
         }
         Verb::Hold { name, dir } => hold(&name, &dir)?,
     }

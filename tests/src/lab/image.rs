@@ -75,6 +75,26 @@ pub fn testserver(binary: &Path, busybox: &Path) -> Result<Image> {
     layer.finish(Defaults { entrypoint: &["/bin/testserver"], command: &[] })
 }
 
+impl Image {
+    /// The image as an archive that `agent image import` and `docker load` take.
+    pub fn archive(&self, reference: &str) -> Result<Vec<u8>> {
+        let file = |blob: &Blob| blob.digest.trim_start_matches("sha256:").to_owned();
+        let layers: Vec<String> =
+            self.layers.iter().map(|layer| format!("{}.tar.gz", file(layer))).collect();
+        let config = format!("{}.json", file(&self.config));
+        let manifest = serde_json::to_vec(&json!([{
+            "Config": config, "RepoTags": [reference], "Layers": layers,
+        }]))?;
+        let mut archive = Layer::default();
+        archive.file("manifest.json", &manifest, 0o644)?;
+        archive.file(&config, &self.config.bytes, 0o644)?;
+        for (name, layer) in layers.iter().zip(&self.layers) {
+            archive.file(name, &layer.bytes, 0o644)?;
+        }
+        Ok(archive.archive.into_inner()?)
+    }
+}
+
 struct Layer {
     archive: tar::Builder<Vec<u8>>,
 }

@@ -1,0 +1,289 @@
+//! Faults under load: killed processes, cut links, lost power. No container restarts that need not,
+//! nothing acknowledged is lost, the service answers, all converges.
+#![allow(clippy::print_stdout, reason = "a test reports")]
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::scenario::{Scenario, Tally, Verdict};
+use tests::shell::wait_for;
+
+const NS: &str = "faults";
+
+const SCENARIOS: &[Scenario<Fixture>] = &[
+    ("a deployment runs", prepare),
+    ("SIGKILL of the master", |f| killed(f, &["master"])),
+    ("SIGKILL of an agent", |f| killed(f, &["node1"])),
+    ("SIGKILL of a monitor", |f| killed(f, &["node1/monitor"])),
+    ("SIGKILL of all three at once", |f| killed(f, &["master", "node1", "node1/monitor"])),
+    ("containers answer to exec and logs after all that", still_ours),
+    ("a cut node loses its endpoints and pods; healed, nothing runs twice", cut),
+    ("a node boots with the master gone and runs its pods", cold_boot),
+];
+
+fn main() -> ExitCode {
+    let mut tally = Tally::default();
+    if let Some(reason) = obstacle() {
+        tally.skip_all("faults", &reason);
+        return tally.close();
+    }
+    match Fixture::up("faults", 3) {
+        Ok(fixture) => {
+            tally.run(&fixture, SCENARIOS);
+            if tally.failed() {
+                println!("{}", fixture.lab.log_tails());
+            }
+        }
+        Err(error) => tally.fail("lab up", &error),
+    }
+    tally.close()
+}
+
+fn prepare(f: &Fixture) -> Result<Verdict> {
+    f.namespace(NS)?;
+    f.kubectl_with(&["apply", "-n", NS, "-f", "-"], &web("web", 6, "x"))?.success()?;
+    f.wait_ready(NS, "app=web", 6)?;
+    Ok(Verdict::Passed)
+}
+
+/// PIDs of the test servers of every node, as the machine sees them.
+fn servers(f: &Fixture) -> Result<BTreeMap<String, Vec<u32>>> {
+    let mut found = BTreeMap::new();
+    for node in &f.lab.nodes {
+        let below = f.lab.addresses().cgroup(node);
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+                continue;
+            };
+            let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            if groups.contains(&format!("{below}/")) && line.starts_with(b"/bin/testserver") {
+                pids.push(pid);
+            }
+        }
+        pids.sort_unstable();
+        found.insert(node.clone(), pids);
+    }
+    Ok(found)
+}
+
+/// Constant load on the cluster: requests to a node port, and ConfigMaps whose creation was acknowledged.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<String>>>,
+    failed_requests: Arc<Mutex<Vec<String>>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(f: &Fixture, prefix: &str, node: &str) -> Result<Load> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let failed_requests = Arc::new(Mutex::new(Vec::new()));
+        let path = "jsonpath={.spec.ports[0].nodePort}";
+        let port = f.kubectl(&["get", "svc", "web", "-n", NS, "-o", path])?;
+        let url = format!("http://{}:{port}/hostname", f.lab.host(node)?.ip);
+        let requests = thread::spawn({
+            let (stop, failed) = (Arc::clone(&stop), Arc::clone(&failed_requests));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer =
+                        tests::shell::run(&["curl", "-sS", "--fail", "--max-time", "5", &url]);
+                    if let (Err(error), Ok(mut failed)) = (answer, failed.lock()) {
+                        failed.push(format!("{error:#}"));
+                    }
+                }
+            }
+        });
+        let writes = thread::spawn({
+            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+            let (lab, prefix) = (f.lab.clone(), prefix.to_owned());
+            move || {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let name = format!("{prefix}-{number}");
+                    let made =
+                        lab.kubectl(&["create", "cm", &name, "-n", NS, "--request-timeout=5s"]);
+                    if let (Ok(_), Ok(mut list)) = (made, acknowledged.lock()) {
+                        list.push(name);
+                    }
+                }
+            }
+        });
+        Ok(Load { stop, acknowledged, failed_requests, workers: vec![requests, writes] })
+    }
+
+    /// Names of acknowledged objects, and what requests failed.
+    fn finish(self) -> Result<(Vec<String>, Vec<String>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers {
+            worker.join().map_err(|_| anyhow!("the load panicked"))?;
+        }
+        let take = |list: Arc<Mutex<Vec<String>>>| -> Result<Vec<String>> {
+            Ok(std::mem::take(&mut *list.lock().map_err(|_| anyhow!("poisoned"))?))
+        };
+        Ok((take(self.acknowledged)?, take(self.failed_requests)?))
+    }
+}
+
+fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
+    let before = servers(f)?;
+    ensure!(before.values().map(Vec::len).sum::<usize>() == 6, "not six servers: {before:?}");
+    let prefix = format!("cm-{}", targets.join("-").replace('/', "-"));
+    let load = Load::start(f, &prefix, "node2")?;
+    wait_for("some acknowledged writes", CONVERGE, || {
+        let count = load.acknowledged.lock().map_err(|_| anyhow!("poisoned"))?.len();
+        ensure!(count >= 3, "{count}");
+        Ok(())
+    })?;
+    for target in targets {
+        f.lab.kill_and_wait(target, libc::SIGKILL)?;
+    }
+    for target in targets {
+        if !target.ends_with("/monitor") {
+            f.lab.start(target)?;
+        }
+    }
+    f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=7"])?;
+    f.wait_ready(NS, "app=web", 7)?;
+    f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=6"])?;
+    f.wait_ready(NS, "app=web", 6)?;
+    let (acknowledged, failed) = load.finish()?;
+    ensure!(failed.is_empty(), "{} requests failed: {}", failed.len(), failed[0]);
+    let list = f.get(&["cm", "-n", NS])?;
+    let names: Vec<&str> = list["items"]
+        .as_array()
+        .context("no items")?
+        .iter()
+        .map(|item| text(item, "/metadata/name"))
+        .collect();
+    for name in &acknowledged {
+        ensure!(names.contains(&name.as_str()), "{name} was acknowledged and is lost");
+    }
+    println!("         {} acknowledged writes, all there", acknowledged.len());
+    let pods = f.wait_ready(NS, "app=web", 6)?;
+    let restarted: Vec<&str> = pods
+        .iter()
+        .filter(|pod| pod["status"]["containerStatuses"][0]["restartCount"] != 0)
+        .map(|pod| text(pod, "/metadata/name"))
+        .collect();
+    ensure!(restarted.is_empty(), "restarted: {restarted:?}");
+    wait_for("scaled-down servers to go", CONVERGE, || {
+        let after = servers(f)?;
+        let count: usize = after.values().map(Vec::len).sum();
+        ensure!(count == 6, "{after:?}");
+        Ok(())
+    })?;
+    // One may have been the seventh's victim; the others must be the same processes.
+    let after = servers(f)?;
+    let kept: usize = before
+        .iter()
+        .map(|(node, pids)| pids.iter().filter(|pid| after[node].contains(pid)).count())
+        .sum();
+    ensure!(kept >= 5, "before {before:?}, after {after:?}");
+    Ok(Verdict::Passed)
+}
+
+fn still_ours(f: &Fixture) -> Result<Verdict> {
+    for pod in f.wait_ready(NS, "app=web", 6)? {
+        let name = text(&pod, "/metadata/name");
+        ensure!(f.exec(NS, name, &["cat", "/proc/sys/kernel/hostname"])?.trim() == name);
+        let logs = f.kubectl(&["logs", "-n", NS, name])?;
+        ensure!(logs.contains("serving on 8080"), "{name}: {logs:?}");
+    }
+    Ok(Verdict::Passed)
+}
+
+fn cut(f: &Fixture) -> Result<Verdict> {
+    let host = f.lab.host("node3")?;
+    let manifest = web("mobile", 3, "x").replace(
+        "      containers:",
+        "      tolerations:\n      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}\n      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 5}\n      containers:",
+    );
+    f.kubectl_with(&["apply", "-n", NS, "-f", "-"], &manifest)?.success()?;
+    let before = f.wait_ready(NS, "app=mobile", 3)?;
+    let there: Vec<&str> = before
+        .iter()
+        .filter(|pod| text(pod, "/spec/nodeName") == "node3")
+        .map(|pod| text(pod, "/metadata/name"))
+        .collect();
+    ensure!(!there.is_empty(), "no replica on node3");
+    host.set_link("down")?;
+    let outcome = wait_for("replacements elsewhere", CONVERGE, || {
+        let pods = f.pods(NS, "app=mobile")?;
+        let ready = pods
+            .iter()
+            .filter(|pod| tests::fixture::is_ready(pod) && text(pod, "/spec/nodeName") != "node3")
+            .count();
+        ensure!(ready == 3, "{ready} ready elsewhere");
+        endpoints_without(f, "mobile", "node3")
+    });
+    host.set_link("up")?;
+    outcome?;
+    wait_for("node3 to be Ready again", CONVERGE, || f.lab.node_ready("node3"))?;
+    f.wait_ready(NS, "app=mobile", 3)?;
+    wait_for("the stale pods to go", CONVERGE, || {
+        for name in &there {
+            f.kubectl_fails(&["get", "pod", "-n", NS, name])?;
+        }
+        let agent = f.lab.bin_dir.join("agent");
+        let listed = host.run(&[&agent.to_string_lossy(), "ps"])?;
+        match there.iter().find(|name| listed.contains(**name)) {
+            Some(name) => bail!("{name} runs on node3 still: {listed}"),
+            None => Ok(()),
+        }
+    })?;
+    f.kubectl(&["delete", "deployment,svc", "mobile", "-n", NS])?;
+    Ok(Verdict::Passed)
+}
+
+fn endpoints_without(f: &Fixture, service: &str, node: &str) -> Result<()> {
+    let selector = format!("kubernetes.io/service-name={service}");
+    let list = f.get(&["endpointslices", "-n", NS, "-l", &selector])?;
+    for slice in list["items"].as_array().into_iter().flatten() {
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            let ready = endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
+            ensure!(!(ready && text(endpoint, "/nodeName") == node), "{endpoint}");
+        }
+    }
+    Ok(())
+}
+
+fn cold_boot(f: &Fixture) -> Result<Verdict> {
+    let pods = f.wait_ready(NS, "app=web", 6)?;
+    let here: Vec<String> = pods
+        .iter()
+        .filter(|pod| text(pod, "/spec/nodeName") == "node2")
+        .map(|pod| text(pod, "/status/podIP").to_owned())
+        .collect();
+    ensure!(!here.is_empty(), "no replica on node2");
+    let ip = f.kubectl(&["get", "svc", "web", "-n", NS, "-o", "jsonpath={.spec.clusterIP}"])?;
+    let host = f.lab.host("node2")?;
+    f.lab.host("master")?.power_off()?;
+    host.power_off()?;
+    f.lab.start("node2")?;
+    let outcome = wait_for("the pods of node2 without a master", CONVERGE, || {
+        let agent = f.lab.bin_dir.join("agent");
+        let listed = host.run(&[&agent.to_string_lossy(), "ps", "--output", "json"])?;
+        ensure!(listed.matches("\"running\"").count() >= here.len(), "{listed}");
+        host.run(&["curl", "-sS", "--fail", "--max-time", "2", &format!("http://{ip}/hostname")])
+    });
+    f.lab.start("master")?;
+    outcome?;
+    for node in &f.lab.nodes {
+        wait_for(&format!("{node} to be Ready"), CONVERGE, || f.lab.node_ready(node))?;
+    }
+    f.wait_ready(NS, "app=web", 6)?;
+    Ok(Verdict::Passed)
+}

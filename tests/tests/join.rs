@@ -1,0 +1,239 @@
+//! Joining: fast, by one token; each way to fail names its cause and its remedy.
+#![allow(clippy::print_stdout, reason = "a test reports")]
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use tests::fixture::{CONVERGE, Fixture, obstacle};
+use tests::lab::Host;
+use tests::scenario::{Scenario, Tally, Verdict};
+use tests::shell::{Output, capture, wait_for};
+
+const SCENARIOS: &[Scenario<Fixture>] = &[
+    ("a node joins and is Ready", joins),
+    ("joining again with the same device is fine", joins_again),
+    ("a wrong secret", wrong_secret),
+    ("a wrong fingerprint", wrong_fingerprint),
+    ("an expired token", expired),
+    ("a revoked token", revoked),
+    ("a token that is none", malformed),
+    ("a taken node name", taken_name),
+    ("a wrong clock", wrong_clock),
+    ("no cgroup memory controller", no_memory_controller),
+    ("no master", no_master),
+    ("a static pod runs and is mirrored", static_pod),
+];
+
+fn main() -> ExitCode {
+    let mut tally = Tally::default();
+    if let Some(reason) = obstacle() {
+        tally.skip_all("join", &reason);
+        return tally.close();
+    }
+    match Fixture::up("join", 2) {
+        Ok(fixture) => {
+            tally.run(&fixture, SCENARIOS);
+            if tally.failed() {
+                println!("{}", fixture.lab.log_tails());
+            }
+        }
+        Err(error) => tally.fail("lab up", &error),
+    }
+    tally.close()
+}
+
+/// Makes `node2` a device that has never been in a cluster.
+fn fresh(f: &Fixture) -> Result<Host> {
+    let host = f.lab.host("node2")?;
+    if !host.pids(&["agent run"])?.is_empty() {
+        leave(f, &host)?;
+    }
+    Ok(host)
+}
+
+fn leave(f: &Fixture, host: &Host) -> Result<String> {
+    let agent = f.lab.bin_dir.join("agent");
+    host.run(&[&agent.to_string_lossy(), "leave"])
+}
+
+fn attempt(f: &Fixture, host: &Host, server: &str, token: &str) -> Result<Output> {
+    let mut command = host.command(f.lab.bin_dir.join("agent"))?;
+    command.args(["join", server, "--token", token, "--no-service", "--node-name", "node2"]);
+    command.args(["--node-ip", &host.ip.to_string()]);
+    command.args(["--cgroup-parent", &f.lab.addresses().cgroup("node2")]);
+    capture(&mut command)
+}
+
+/// The attempt fails, its message has all of `wanted`, and nothing of it stays on the device.
+fn refused(f: &Fixture, server: &str, token: &str, wanted: &[&str]) -> Result<Verdict> {
+    let host = fresh(f)?;
+    let output = attempt(f, &host, server, token)?;
+    ensure!(output.code != 0, "the node joined: {output:?}");
+    for word in wanted {
+        ensure!(output.stderr.contains(word), "no {word:?} in {:?}", output.stderr);
+    }
+    let left = host.run(&["sh", "-c", "ls /etc/flotilla/agent.toml 2>/dev/null || true"])?;
+    ensure!(left.is_empty(), "a configuration was left behind");
+    Ok(Verdict::Passed)
+}
+
+fn joins(f: &Fixture) -> Result<Verdict> {
+    fresh(f)?;
+    wait_for("the old Node to go", CONVERGE, || {
+        f.kubectl_fails(&["get", "node", "node2"]).map(drop)
+    })?;
+    let start = Instant::now();
+    let told = f.lab.join("node2", &["--labels", "zone=a", "--taints", "edge=yes:NoSchedule"])?;
+    f.lab.start_agent("node2")?;
+    wait_for("Ready", CONVERGE, || f.lab.node_ready("node2"))?;
+    println!("         joined and Ready after {:.2?}", start.elapsed());
+    ensure!(told.contains("node2"), "{told:?}");
+    let node = f.get(&["node", "node2"])?;
+    ensure!(node["metadata"]["labels"]["zone"] == "a", "{}", node["metadata"]);
+    ensure!(node["spec"]["taints"].to_string().contains("edge"), "{}", node["spec"]);
+    Ok(Verdict::Passed)
+}
+
+fn joins_again(f: &Fixture) -> Result<Verdict> {
+    let host = f.lab.host("node2")?;
+    host.kill(&["agent run"], libc::SIGTERM)?;
+    f.lab.join("node2", &[])?;
+    wait_for("the old agent to go", CONVERGE, || {
+        ensure!(host.pids(&["agent run"])?.is_empty(), "it runs");
+        Ok(())
+    })?;
+    f.lab.start_agent("node2")?;
+    wait_for("Ready", CONVERGE, || f.lab.node_ready("node2"))?;
+    Ok(Verdict::Passed)
+}
+
+fn wrong_secret(f: &Fixture) -> Result<Verdict> {
+    let token = f.lab.token(&[])?;
+    let parts: Vec<&str> = token.split('.').collect();
+    let wrong = format!("{}.{}.{}", parts[0], "0".repeat(16), parts[2]);
+    refused(f, &f.lab.server(), &wrong, &["token", "token create"])
+}
+
+fn wrong_fingerprint(f: &Fixture) -> Result<Verdict> {
+    let token = f.lab.token(&[])?;
+    let parts: Vec<&str> = token.split('.').collect();
+    let wrong = format!("{}.{}.{}", parts[0], parts[1], "0".repeat(64));
+    refused(f, &f.lab.server(), &wrong, &["fingerprint", "token"])
+}
+
+fn expired(f: &Fixture) -> Result<Verdict> {
+    let token = f.lab.token(&["--ttl", "1s"])?;
+    let id = token.split('.').next().unwrap_or_default().to_owned();
+    wait_for("the token to expire", CONVERGE, || {
+        let list = f.lab.host("master")?.run(&[
+            &f.lab.bin_dir.join("controlplane").to_string_lossy(),
+            "token",
+            "list",
+            "--data-dir",
+            &f.lab.dir.join("master").to_string_lossy(),
+        ])?;
+        let live = list.lines().any(|line| line.contains(&id) && !line.contains("expired"));
+        ensure!(!live, "{list}");
+        Ok(())
+    })?;
+    refused(f, &f.lab.server(), &token, &["token", "expired", "token create"])
+}
+
+fn revoked(f: &Fixture) -> Result<Verdict> {
+    let token = f.lab.token(&[])?;
+    let id = token.split('.').next().unwrap_or_default().to_owned();
+    f.lab.host("master")?.run(&[
+        &f.lab.bin_dir.join("controlplane").to_string_lossy(),
+        "token",
+        "revoke",
+        &id,
+        "--data-dir",
+        &f.lab.dir.join("master").to_string_lossy(),
+    ])?;
+    refused(f, &f.lab.server(), &token, &["token", "token create"])
+}
+
+fn malformed(f: &Fixture) -> Result<Verdict> {
+    refused(f, &f.lab.server(), "nonsense", &["token", "<id>.<secret>.<fingerprint>"])
+}
+
+fn taken_name(f: &Fixture) -> Result<Verdict> {
+    let host = fresh(f)?;
+    let token = f.lab.token(&[])?;
+    let mut command = host.command(f.lab.bin_dir.join("agent"))?;
+    command.args(["join", &f.lab.server(), "--token", &token, "--no-service"]);
+    command.args(["--node-name", "node1", "--node-ip", &host.ip.to_string()]);
+    command.args(["--cgroup-parent", &f.lab.addresses().cgroup("node2")]);
+    let output = capture(&mut command)?;
+    ensure!(output.code != 0, "two devices are node1");
+    for word in ["node1", "taken", "--node-name", "kubectl delete node node1"] {
+        ensure!(output.stderr.contains(word), "no {word:?} in {:?}", output.stderr);
+    }
+    f.lab.node_ready("node1")?;
+    Ok(Verdict::Passed)
+}
+
+/// A device without a clock battery that believes in 2001.
+fn wrong_clock(f: &Fixture) -> Result<Verdict> {
+    let host = fresh(f)?;
+    let token = f.lab.token(&[])?;
+    if !tests::shell::has_program("faketime") {
+        return Ok(Verdict::Skipped("faketime is not installed".to_owned()));
+    }
+    let mut command = host.command("faketime")?;
+    command.arg("2001-01-01 00:00:00").arg(f.lab.bin_dir.join("agent"));
+    command.args(["join", &f.lab.server(), "--token", &token, "--no-service"]);
+    command.args(["--node-name", "node2", "--node-ip", &host.ip.to_string()]);
+    command.args(["--cgroup-parent", &f.lab.addresses().cgroup("node2")]);
+    let output = capture(&mut command)?;
+    ensure!(output.code != 0, "joined in 2001");
+    for word in ["clock", "2001"] {
+        ensure!(output.stderr.contains(word), "no {word:?} in {:?}", output.stderr);
+    }
+    Ok(Verdict::Passed)
+}
+
+fn no_memory_controller(f: &Fixture) -> Result<Verdict> {
+    let host = fresh(f)?;
+    let token = f.lab.token(&[])?;
+    let join = format!(
+        "mount -t tmpfs none /sys/fs/cgroup && sed 's/^memory.*/memory 0 1 0/' /proc/cgroups > /run/cgroups && \
+         mount --bind /run/cgroups /proc/cgroups && exec {} join {} --token {token} --no-service --node-name node2",
+        f.lab.bin_dir.join("agent").display(),
+        f.lab.server()
+    );
+    let mut command = host.command("unshare")?;
+    command.args(["--mount", "sh", "-c", &join]);
+    let output = capture(&mut command)?;
+    ensure!(output.code != 0, "joined without the memory controller");
+    for word in ["memory", "cgroup_enable=memory", "cmdline.txt"] {
+        ensure!(output.stderr.contains(word), "no {word:?} in {:?}", output.stderr);
+    }
+    Ok(Verdict::Passed)
+}
+
+fn no_master(f: &Fixture) -> Result<Verdict> {
+    let token = f.lab.token(&[])?;
+    let nobody = format!("https://{}:6443", f.lab.addresses().ip(200));
+    refused(f, &nobody, &token, &["cannot reach", "198.18."])
+}
+
+fn static_pod(f: &Fixture) -> Result<Verdict> {
+    let host = f.lab.host("node1")?;
+    let dir = host.dir.join("etc/flotilla/manifests");
+    std::fs::create_dir_all(&dir)?;
+    let manifest = "{apiVersion: v1, kind: Pod, metadata: {name: fixed}, \
+        spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: testserver, imagePullPolicy: IfNotPresent}]}}";
+    host.run(&["sh", "-c", &format!("echo '{manifest}' > /etc/flotilla/manifests/fixed.yaml")])?;
+    wait_for("the mirror pod", CONVERGE, || {
+        let pod = f.get(&["pod", "fixed-node1"])?;
+        ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+        Ok(())
+    })?;
+    host.run(&["rm", "/etc/flotilla/manifests/fixed.yaml"])?;
+    wait_for("the mirror pod to go", CONVERGE, || {
+        f.kubectl_fails(&["get", "pod", "fixed-node1"]).map(drop)
+    })?;
+    Ok(Verdict::Passed)
+}
