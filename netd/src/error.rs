@@ -36,6 +36,9 @@ pub enum StartError {
 /// Why a pod has no network.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
+    /// Netd was stopped.
+    #[error("the pod network is stopped")]
+    Stopped,
     /// The node has no pod CIDR yet: the controller assigns it shortly after the node registered.
     #[error("node {node:?} has no spec.podCIDR yet")]
     NoPodCidr {
@@ -76,6 +79,9 @@ pub enum AttachError {
 /// Why a pod's network could not be taken down; the caller tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum DetachError {
+    /// Netd was stopped.
+    #[error("the pod network is stopped")]
+    Stopped,
     /// A UID that can't be a file name.
     #[error("pod UID {0:?} is not usable as a file name")]
     Uid(String),

@@ -5,9 +5,22 @@
 //! `flt*`, the pins under `<run_dir>/netns`. It never touches anything else. Invariant: what the kernel
 //! holds of ours is a function of the saved and watched state; whoever changes it sees it repaired.
 
+mod cluster;
 mod config;
 mod error;
+mod ipam;
 mod link;
+mod netns;
+mod network;
+mod overlay;
+mod pods;
+mod projection;
+mod remove;
+mod route;
+mod saved;
+mod sysctl;
+mod topology;
+mod tracker;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,7 +30,12 @@ pub use config::{
 };
 pub use error::{AttachError, DetachError, RemoveError, StartError};
 pub use link::LinkError;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::network::Network;
+use crate::pods::Pods;
+use crate::tracker::Tracker;
 
 /// A pod that wants a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,25 +102,66 @@ pub enum Readiness {
 /// The running network of a node.
 #[derive(Debug)]
 pub struct Netd {
+    requests: mpsc::Sender<pods::Request>,
+    table: watch::Receiver<pods::Table>,
     readiness: watch::Receiver<Readiness>,
+    tasks: JoinSet<()>,
 }
 
 impl Netd {
     /// Starts from the saved state, then follows the cluster: rules, routes and DNS go on in the background.
     pub async fn start(config: Config, client: kube::Client) -> Result<Netd, StartError> {
-        let (_, readiness) = watch::channel(Readiness::NoPodCidr);
-        drop((config, client));
-        Ok(Netd { readiness })
+        let state = |path: PathBuf| move |source| StartError::State { path, source };
+        std::fs::create_dir_all(&config.state_dir).map_err(state(config.state_dir.clone()))?;
+        let tracker = Tracker::load(&config.state_dir).map_err(state(config.state_dir.clone()))?;
+        let saved = pods::load(&config).map_err(state(config.run_dir.clone()))?;
+        let kernel = |source: std::io::Error| StartError::Kernel {
+            what: "opening a netlink socket",
+            source: source.into(),
+        };
+        let (connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().map_err(kernel)?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        let (table, _) = watch::channel(saved);
+        let (pod_cidrs, _) = watch::channel(Vec::new());
+        let (readiness, readiness_changes) = watch::channel(Readiness::NoPodCidr);
+        let (requests, inbox) = mpsc::channel(pods::REQUESTS_MAX);
+        let table_changes = table.subscribe();
+        let task = Pods::new(config.clone(), handle.clone(), table.clone(), pod_cidrs.subscribe());
+        tasks.spawn(task.run(inbox));
+        let network = Network {
+            config: config.clone(),
+            handle,
+            tracker: tracker.clone(),
+            pods: table.subscribe(),
+            pod_cidrs,
+            readiness,
+        };
+        tasks.spawn(network.run());
+        tracker.spawn(&mut tasks, &client, &config.state_dir);
+        Ok(Netd { requests, table: table_changes, readiness: readiness_changes, tasks })
     }
 
     /// Gives a pod its namespace, link and addresses; for a UID that has them, says which they are.
     pub async fn attach(&self, pod: PodAttachment) -> Result<PodNetwork, AttachError> {
-        Err(AttachError::Uid(pod.uid))
+        let (answer, result) = oneshot::channel();
+        let request = pods::Request::Attach(pod, answer);
+        self.requests.send(request).await.map_err(|_| AttachError::Stopped)?;
+        result.await.map_err(|_| AttachError::Stopped)?
     }
 
     /// Takes a pod's network away; succeeds when there is none. The kernel's own clean-up goes on behind it.
     pub async fn detach(&self, uid: &str) -> Result<(), DetachError> {
-        Err(DetachError::Uid(uid.to_owned()))
+        let (answer, result) = oneshot::channel();
+        let request = pods::Request::Detach(uid.to_owned(), answer);
+        self.requests.send(request).await.map_err(|_| DetachError::Stopped)?;
+        result.await.map_err(|_| DetachError::Stopped)?
+    }
+
+    /// UIDs of the pods that have a network, or a half-made one: for the caller to detach those it doesn't know.
+    pub fn attached(&self) -> Vec<String> {
+        self.table.borrow().keys().cloned().collect()
     }
 
     /// Changes whenever pods become able, or unable, to get a network.
@@ -111,11 +170,12 @@ impl Netd {
     }
 
     /// Stops following the cluster; leaves rules, routes and links as they are.
-    pub async fn stop(self) {}
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
 
     /// Removes all that netd ever made on this node, and nothing else.
     pub async fn remove(config: Config) -> Result<(), RemoveError> {
-        drop(config);
-        Ok(())
+        remove::remove(&config).await
     }
 }

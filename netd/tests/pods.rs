@@ -1,0 +1,162 @@
+//! Pods' links and routes on the real kernel.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and prints what it skips"
+)]
+
+mod lab;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lab::{Api, Host, eventually, is_root, node, sh_in};
+use netd::{Config, Netd, PodAttachment, PodNetwork, Readiness};
+
+fn config(host: &Host, ip: &str) -> Config {
+    let mut config = Config::new(host.name.clone(), vec![ip.parse().unwrap()]);
+    config.run_dir = host.dir.join("run");
+    config.state_dir = host.dir.join("state");
+    config
+}
+
+fn pod(uid: &str) -> PodAttachment {
+    PodAttachment {
+        uid: uid.to_owned(),
+        namespace: "default".to_owned(),
+        name: uid.to_owned(),
+        host_ports: Vec::new(),
+    }
+}
+
+async fn ready(netd: &Netd) {
+    let mut readiness = netd.readiness();
+    let wait = readiness.wait_for(|state| *state == Readiness::Ready);
+    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("ready in time").unwrap();
+}
+
+/// Starts netd on a host; it lives until the host is dropped or it is stopped through the answer.
+fn start(host: &Host, ip: &str, api: &Api) -> std::sync::Arc<Netd> {
+    let (config, client) = (config(host, ip), api.clone());
+    host.run(move || async move {
+        let netd = Netd::start(config, client.client()).await.unwrap();
+        ready(&netd).await;
+        std::sync::Arc::new(netd)
+    })
+}
+
+fn attach(host: &Host, netd: &std::sync::Arc<Netd>, uid: &str) -> PodNetwork {
+    let (netd, pod) = (netd.clone(), pod(uid));
+    host.run(move || async move { netd.attach(pod).await.unwrap() })
+}
+
+fn ping(from: &PodNetwork, to: IpAddr) -> Result<(), String> {
+    let (ok, output) = sh_in(&from.netns, &format!("busybox ping -c1 -W1 {to}"));
+    if ok { Ok(()) } else { Err(output) }
+}
+
+#[test]
+fn pods_reach_each_other_and_leave_nothing() {
+    if !is_root("pods_reach_each_other_and_leave_nothing") {
+        return;
+    }
+    let (host, outside) = (Host::new("n1"), Host::new("out"));
+    host.cable("up0", "192.0.2.1/24", (&outside, "192.0.2.9/24"));
+    let snapshot = "ip -o link | grep -v '^1:'; ip -o -4 addr; ip route show table all; ip neigh; sysctl -a 2>/dev/null | grep -E 'forward|redirects'";
+    let before = host.sh(snapshot);
+    let api = Api::new();
+    api.apply("nodes", node("n1", "192.0.2.1", "10.244.1.0/24"));
+    let netd = start(&host, "192.0.2.1", &api);
+    let a = attach(&host, &netd, "pod-a");
+    let b = attach(&host, &netd, "pod-b");
+    assert_eq!(a.ips, ["10.244.1.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(b.ips, ["10.244.1.2".parse::<IpAddr>().unwrap()]);
+    ping(&a, b.ips[0]).unwrap();
+    let (ok, output) = host.try_sh("busybox ping -c1 -W1 10.244.1.1");
+    assert!(ok, "the host reaches its pods: {output}");
+    assert_eq!(attach(&host, &netd, "pod-a"), a, "a second attachment changes nothing");
+
+    // A crash: another netd over the same folders knows both pods and gives no address twice.
+    drop(netd);
+    let netd = start(&host, "192.0.2.1", &api);
+    assert_eq!(netd.attached(), ["pod-a", "pod-b"]);
+    let c = attach(&host, &netd, "pod-c");
+    assert_eq!(c.ips, ["10.244.1.3".parse::<IpAddr>().unwrap()]);
+    ping(&c, a.ips[0]).unwrap();
+
+    // Somebody removes a route: it comes back.
+    host.sh("ip route del 10.244.1.2");
+    eventually("the route is repaired", || ping(&a, b.ips[0]));
+
+    for uid in ["pod-a", "pod-b", "pod-c"] {
+        let netd = netd.clone();
+        host.run(move || async move { netd.detach(uid).await.unwrap() });
+    }
+    eventually("links are gone", || {
+        let links = host.sh("ip -o link");
+        if links.contains("flt") { Err(links) } else { Ok(()) }
+    });
+    let netd = std::sync::Arc::into_inner(netd).unwrap();
+    let config = config(&host, "192.0.2.1");
+    host.run(move || async move {
+        netd.stop().await;
+        Netd::remove(config).await.unwrap();
+    });
+    assert_eq!(host.sh(snapshot), before);
+}
+
+#[test]
+fn nodes_on_a_segment_directly_others_through_the_overlay() {
+    if !is_root("nodes_on_a_segment_directly_others_through_the_overlay") {
+        return;
+    }
+    let (n1, n2, n3, router) =
+        (Host::new("n1"), Host::new("n2"), Host::new("n3"), Host::new("router"));
+    router.sh("ip link add br0 type bridge; ip link set br0 up; ip addr add 192.0.2.254/24 dev br0; sysctl -qw net.ipv4.ip_forward=1");
+    for (host, address) in [(&n1, "192.0.2.1/24"), (&n2, "192.0.2.2/24")] {
+        let port = format!("p-{}", host.name);
+        host.sh(&format!("ip link add up0 type veth peer name {port} netns {}", router.tid));
+        host.sh(&format!("ip addr add {address} dev up0; ip link set up0 up; ip route add default via 192.0.2.254"));
+        router.sh(&format!("ip link set {port} master br0 up"));
+    }
+    n3.cable("up0", "198.51.100.3/24", (&router, "198.51.100.254/24"));
+    n3.sh("ip route add default via 198.51.100.254");
+    let api = Api::new();
+    let addresses = [(&n1, "192.0.2.1"), (&n2, "192.0.2.2"), (&n3, "198.51.100.3")];
+    for (index, (host, ip)) in addresses.iter().enumerate() {
+        api.apply("nodes", node(&host.name, ip, &format!("10.244.{}.0/24", index + 1)));
+    }
+    let running: Vec<_> = addresses.iter().map(|(host, ip)| start(host, ip, &api)).collect();
+    let pods: Vec<_> = addresses
+        .iter()
+        .zip(&running)
+        .map(|((host, _), netd)| attach(host, netd, &format!("pod-{}", host.name)))
+        .collect();
+    for from in &pods {
+        for to in &pods {
+            eventually("each pod reaches each pod", || ping(from, to.ips[0]));
+        }
+    }
+    assert!(n1.sh("ip route get 10.244.2.1").contains("via 192.0.2.2 dev up0"));
+    assert!(n1.sh("ip route get 10.244.3.1").contains("dev flt.vxlan"));
+    let (ok, output) = n1.try_sh("busybox ping -c1 -W1 10.244.3.1");
+    assert!(ok, "host to a pod behind the overlay: {output}");
+    let (ok, output) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 -s 1422 10.244.3.1");
+    assert!(ok, "a full packet of the overlay's MTU passes: {output}");
+
+    // A node leaves: its route, its peers and the overlay link go.
+    api.delete("nodes", "", "n3");
+    eventually("the overlay is gone", || {
+        let state = n1.sh("ip -o link; ip route");
+        if state.contains("flt.vxlan") || state.contains("10.244.3.0") {
+            Err(state)
+        } else {
+            Ok(())
+        }
+    });
+    let (ok, _) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 10.244.3.1");
+    assert!(!ok);
+}
