@@ -1,7 +1,11 @@
 //! The Kubernetes API over HTTP: authentication, authorization, admission, resources and streams toward nodes.
 
+pub mod authn;
+pub mod authz;
 pub mod body;
+pub mod bootstrap;
 pub mod config;
+mod lookup;
 pub mod resource;
 pub mod user;
 
