@@ -27,6 +27,8 @@ packages_of() {
         build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev" ;;
         run) echo "nftables iptables iproute2 util-linux procps curl" ;;
         lab) echo "nftables iptables iproute2 util-linux procps curl busybox-static docker-registry" ;;
+        sample) echo "busybox-static curl" ;;
+        vm) echo "mmdebstrap e2fsprogs" ;;
         test) echo "skopeo umoci runc conntrack netcat-openbsd shellcheck faketime bsdutils" ;;
     esac
 }
@@ -45,6 +47,25 @@ ensure_packages() { # ensure_packages PURPOSE…
     apt-get update -qq || fail "apt-get update failed" "check the network and /etc/apt/sources.list"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
         fail "apt-get install ${missing[*]} failed" "run it by hand and read what it says"
+}
+
+# QEMU for the virtual machine of the tests. Where other parts of QEMU came from backports, so must this.
+try_qemu() {
+    command -v qemu-system-x86_64 >/dev/null && return
+    [ "$(dpkg --print-architecture)" = amd64 ] || return 0
+    say "installing qemu-system-x86"
+    local quiet=(-y -qq --no-install-recommends) dir
+    DEBIAN_FRONTEND=noninteractive apt-get install "${quiet[@]}" qemu-system-x86 >/dev/null 2>&1 && return
+    dir=$(mktemp -d)
+    mkdir -p "$dir/lists/partial"
+    local key=/usr/share/keyrings/debian-archive-keyring.gpg mirror=http://deb.debian.org/debian
+    printf 'deb [signed-by=%s] %s %s main\n' "$key" $mirror bookworm "$key" $mirror bookworm-backports >"$dir/list"
+    local only=(-o "Dir::Etc::SourceList=$dir/list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$dir/lists")
+    # shellcheck disable=SC2015
+    apt-get "${only[@]}" update -qq >/dev/null 2>&1 &&
+        DEBIAN_FRONTEND=noninteractive apt-get "${only[@]}" install "${quiet[@]}" -t bookworm-backports qemu-system-x86 \
+            >/dev/null 2>&1 || say "warning: qemu-system-x86 could not be installed"
+    rm -r "$dir"
 }
 
 ensure_rust() {

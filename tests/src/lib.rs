@@ -11,3 +11,4 @@ pub mod fixture;
 pub mod lab;
 pub mod scenario;
 pub mod shell;
+pub mod vm;
