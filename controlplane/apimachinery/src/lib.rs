@@ -11,4 +11,5 @@ pub mod scan;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strict;
 pub mod validate;
