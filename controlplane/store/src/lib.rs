@@ -24,8 +24,9 @@ pub use crate::backend::Written;
 use crate::backend::{Backend, Command, Published, Reply, embedded};
 pub use crate::lease::LeaseStatus;
 use crate::lease::Leases;
-pub use crate::log::OpenError;
 pub use crate::log::disk::{Disk, DiskFile, RealDisk};
+pub use crate::log::faulty::{FaultyDisk, FaultyImage};
+pub use crate::log::{LogSizes, OpenError};
 pub use crate::revision::{
     Entry, Event, Extract, ExtractNothing, Extracted, FIRST_REVISION, Revision,
 };
@@ -56,6 +57,8 @@ pub struct Config {
     pub history_age_max: Duration,
     /// Keys under these prefixes live in memory only.
     pub volatile_prefixes: Vec<Vec<u8>>,
+    /// The sizes of the log's files.
+    pub log_sizes: LogSizes,
     /// Reads labels, fields and index keys from values.
     pub extract: Arc<dyn Extract>,
 }
@@ -68,6 +71,7 @@ impl Config {
             history_bytes_max: 16 << 20,
             history_age_max: Duration::from_secs(300),
             volatile_prefixes: Vec::new(),
+            log_sizes: LogSizes::default(),
             extract: Arc::new(ExtractNothing),
         }
     }

@@ -8,6 +8,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod disk;
+pub(crate) mod faulty;
 pub(crate) mod payload;
 pub(crate) mod record;
 pub(crate) mod segment;
@@ -26,12 +27,23 @@ use crate::log::record::{FORMAT_VERSION, Header, Kind};
 use crate::log::segment::{SegmentInfo, Tail};
 use crate::revision::Revision;
 
-/// The size that a segment is allocated with: small beside a device's disk, large beside a batch.
-const SEGMENT_BYTES: u64 = 4 << 20;
 /// The batch's buffer is given back above this size.
 const BATCH_BYTES_KEPT: usize = 256 << 10;
-/// So much log is worth a checkpoint, however small the state is.
-const CHECKPOINT_LOG_BYTES_MIN: u64 = 8 << 20;
+
+/// The sizes of the log's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSizes {
+    /// What a segment is allocated with: small beside a device's disk, large beside a batch.
+    pub segment_bytes: u64,
+    /// So much log is worth a checkpoint, however small the state is.
+    pub checkpoint_bytes_min: u64,
+}
+
+impl Default for LogSizes {
+    fn default() -> Self {
+        Self { segment_bytes: 4 << 20, checkpoint_bytes_min: 8 << 20 }
+    }
+}
 
 /// Why a store can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +154,7 @@ impl Counters {
 pub(crate) struct Log {
     disk: Arc<dyn Disk>,
     counters: Arc<Counters>,
+    sizes: LogSizes,
     salt: u32,
     /// Oldest first; records go to the last.
     segments: Vec<SegmentInfo>,
@@ -160,6 +173,7 @@ impl Log {
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         counters: Arc<Counters>,
+        sizes: LogSizes,
         replay: &mut dyn Replay,
     ) -> Result<Self, OpenError> {
         let names = disk.names().map_err(OpenError::io("the store's folder", "listed"))?;
@@ -174,7 +188,7 @@ impl Log {
         let random = RandomState::new().build_hasher().finish();
         Ok(Self {
             salt: recovered.salt.unwrap_or((random >> 32) as u32),
-            bytes_since_checkpoint: later.count() as u64 * SEGMENT_BYTES,
+            bytes_since_checkpoint: later.count() as u64 * sizes.segment_bytes,
             segments: recovered.segments,
             checkpoints,
             tail: recovered.tail,
@@ -183,6 +197,7 @@ impl Log {
             batch: Vec::new(),
             disk,
             counters,
+            sizes,
         })
     }
 
@@ -208,11 +223,13 @@ impl Log {
             Some(tail) if tail.room() >= bytes => tail,
             _ => {
                 let first_sequence = self.durable + 1;
+                // An empty segment that is too small is replaced by one of the same name.
+                self.segments.pop_if(|last| last.first_sequence == first_sequence);
                 let (info, tail) = segment::create(
                     &*self.disk,
                     first_sequence,
                     self.salt,
-                    SEGMENT_BYTES.max(bytes),
+                    self.sizes.segment_bytes.max(bytes),
                 )?;
                 self.counters.wrote(record::FILE_HEAD_BYTES);
                 self.segments.push(info);
@@ -243,7 +260,7 @@ impl Log {
 
     /// Whether the log has outgrown the state: then a checkpoint at most doubles what is written.
     pub(crate) fn wants_checkpoint(&self, state_bytes: usize) -> bool {
-        self.bytes_since_checkpoint > CHECKPOINT_LOG_BYTES_MIN.max(state_bytes as u64)
+        self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(state_bytes as u64)
     }
 
     /// The next checkpoint is due only after as much log again, whatever becomes of this one.

@@ -76,7 +76,7 @@ pub(crate) fn open(
 ) -> Result<(Arc<Published>, Embedded), OpenError> {
     let counters = Arc::new(Counters::default());
     let mut recovery = Recovery::new(&config, Instant::now());
-    let log = Log::open(disk, counters.clone(), &mut recovery)?;
+    let log = Log::open(disk, counters.clone(), config.log_sizes, &mut recovery)?;
     let (snapshot, leases, reserved) = recovery.finish();
     let published = Arc::new(Published::new(snapshot.clone()));
     let queue = Arc::new(Queue::new());

@@ -1,0 +1,264 @@
+//! What the store promises of a disk that loses, tears, fails and rots: nothing acknowledged is lost, nothing is made up, and what can't
+//! be kept is refused by name.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod pure;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pure::{Change, Pure};
+use store::{
+    Config, FaultyDisk, KeyRange, LogSizes, Op, OpenError, Range, Store, Txn, WatchRequest,
+    WriteError,
+};
+
+fn open(disk: &FaultyDisk) -> Result<Store, OpenError> {
+    let log_sizes = LogSizes { segment_bytes: 2048, checkpoint_bytes_min: 6000 };
+    let mut config = Config { log_sizes, ..Config::new("") };
+    config.history_bytes_max = 6 << 10;
+    Store::open_on(Arc::new(disk.clone()), config)
+}
+
+/// Numbers that a seed determines.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+fn random_txn(random: &mut Random) -> Txn {
+    let mut ops = Vec::new();
+    for at in 0..=random.below(3) {
+        let key = format!("/k{}/{at}", random.below(4));
+        let value = vec![b'v'; usize::try_from(random.below(700)).unwrap()];
+        let deletes = random.below(4) == 0;
+        ops.push(if deletes { Op::delete(key) } else { Op::put(key, value) });
+    }
+    let mut keys = std::collections::BTreeSet::new();
+    ops.retain(|op| match op {
+        Op::Put { key, .. } | Op::Delete(KeyRange::Key(key)) => keys.insert(key.clone()),
+        _ => false,
+    });
+    Txn::of(ops)
+}
+
+/// Keys with the lengths of their values: the bytes are all the same.
+fn contents(store: &Store) -> BTreeMap<String, usize> {
+    let all = store.range(&Range::all(KeyRange::Prefix(Vec::new()))).unwrap();
+    all.entries.iter().map(|entry| (text(&entry.key), entry.value.len())).collect()
+}
+
+fn text(key: &[u8]) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}
+
+async fn check(store: &Store, pure: &Pure, acknowledged: i64) {
+    let revision = store.revision();
+    assert!(revision >= acknowledged, "at {revision}, but {acknowledged} was acknowledged");
+    assert!(revision <= pure.revision());
+    let expected = pure.at(revision);
+    let expected = expected.iter().map(|(key, value)| (text(key), value.len())).collect();
+    assert_eq!(contents(store), expected);
+    // The whole window is there, and exact.
+    let from = store.compact_revision() + 1;
+    let keys = KeyRange::Prefix(Vec::new());
+    let mut expected = pure.changes(from, &keys, None);
+    expected.retain(|change| change.revision <= revision);
+    if expected.is_empty() {
+        return;
+    }
+    let request = WatchRequest { keys, from: Some(from), index: None, events_max: 1 };
+    let events = store.watch(request).unwrap().next().await.unwrap();
+    let seen: Vec<_> = events.iter().map(|event| Change::of(event)).collect();
+    assert!(seen == expected, "watch from {from} at {revision}");
+}
+
+/// Runs a load, with a few writes in flight at once, and keeps an image at every sync point.
+async fn load(disk: &FaultyDisk, pure: &mut Pure, random: &mut Random) {
+    let store = open(disk).unwrap();
+    for _ in 0..25 {
+        let txns: Vec<_> = (0..=random.below(3)).map(|_| random_txn(random)).collect();
+        // A runtime of one thread polls them first in the order of their spawning.
+        let spawn = |txn: &Txn| {
+            let (store, txn) = (store.clone(), txn.clone());
+            tokio::spawn(async move { store.txn(txn).await })
+        };
+        let waiting: Vec<_> = txns.iter().map(spawn).collect();
+        for (txn, write) in txns.iter().zip(waiting) {
+            let expected = pure.txn(txn).unwrap();
+            assert_eq!(write.await.unwrap().unwrap().revision, expected.revision);
+            disk.mark(expected.revision.cast_unsigned());
+        }
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn no_power_cut_at_any_sync_point_loses_or_invents_anything() {
+    let mut images_seen = 0;
+    for seed in 0..6 {
+        let mut random = Random(seed);
+        let (disk, mut pure) = (FaultyDisk::new(), Pure::new());
+        disk.record_images();
+        load(&disk, &mut pure, &mut random).await;
+        for image in disk.take_images() {
+            images_seen += 1;
+            for lost_of_four in [0, 2, 4] {
+                let cut = image.power_cut(&mut || random.below(4) < lost_of_four);
+                let store = open(&cut).unwrap();
+                check(&store, &pure, image.mark.cast_signed()).await;
+                // It goes on from there, and what it then acknowledges stays as well.
+                let revision = store.revision();
+                let written = store.txn(Txn::of(vec![Op::put("/after", "1")])).await.unwrap();
+                assert_eq!(written.revision, revision + 1);
+                let expected = contents(&store);
+                store.close().await;
+                let store = open(&cut).unwrap();
+                assert_eq!((store.revision(), contents(&store)), (revision + 1, expected));
+                store.close().await;
+            }
+        }
+    }
+    assert!(images_seen > 250, "{images_seen} images");
+}
+
+#[tokio::test]
+async fn a_second_power_cut_during_recovery_changes_nothing() {
+    let mut random = Random(99);
+    let (disk, mut pure) = (FaultyDisk::new(), Pure::new());
+    disk.record_images();
+    load(&disk, &mut pure, &mut random).await;
+    for image in disk.take_images() {
+        let cut = image.power_cut(&mut || random.below(2) == 0);
+        cut.record_images();
+        open(&cut).unwrap().close().await;
+        for again in cut.take_images() {
+            let cut = again.power_cut(&mut || random.below(2) == 0);
+            let store = open(&cut).unwrap();
+            check(&store, &pure, image.mark.cast_signed()).await;
+            store.close().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_disk_refuses_writes_with_the_reason_and_reads_go_on() {
+    for operations in 0..30 {
+        let disk = FaultyDisk::new();
+        let store = open(&disk).unwrap();
+        disk.fail_after(operations);
+        let mut acknowledged = BTreeMap::new();
+        let mut refused = None;
+        for at in 0..40 {
+            let (key, value) = (format!("/k/{at}"), vec![b'x'; 300 + at]);
+            match store.txn(Txn::of(vec![Op::put(key.clone(), value.clone())])).await {
+                Ok(_) => {
+                    assert_eq!(refused, None, "a write after a failed one");
+                    acknowledged.insert(key, value.len());
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        let refused = refused.expect("the disk failed");
+        assert!(matches!(refused, WriteError::Refused { .. }), "{refused}");
+        assert!(refused.to_string().contains("injected fault"), "{refused}");
+        assert_eq!(contents(&store), acknowledged);
+        store.close().await;
+        disk.fail_after(u64::MAX);
+        let store = open(&disk).unwrap();
+        let recovered = contents(&store);
+        assert!(acknowledged.iter().all(|(key, value)| recovered.get(key) == Some(value)));
+    }
+}
+
+#[tokio::test]
+async fn rot_in_what_was_durable_is_refused_by_name() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    let mut last_begins = 0;
+    for at in 0..5 {
+        last_begins = usize::try_from(store.metrics().written.bytes).unwrap();
+        store.txn(Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 21])])).await.unwrap();
+    }
+    let whole = contents(&store);
+    store.close().await;
+    let name = "log-0000000000000001";
+    let (mut damaged, mut ignored) = (0, 0);
+    // The last record can't be told from a torn tail.
+    for offset in 0..last_begins {
+        for mask in [0x01, 0x80, 0xff] {
+            disk.flip(name, offset, mask);
+            match open(&disk) {
+                Err(OpenError::Damaged { file, .. }) => {
+                    assert_eq!(file, name);
+                    damaged += 1;
+                }
+                Err(error) => assert!(matches!(error, OpenError::Newer { .. }), "{error}"),
+                Ok(store) => {
+                    // Zeros that carry nothing: of the head, of a header, behind a payload.
+                    assert_eq!(contents(&store), whole, "offset {offset}");
+                    ignored += 1;
+                    store.close().await;
+                }
+            }
+            disk.flip(name, offset, mask);
+        }
+    }
+    assert!(damaged > ignored * 3, "{damaged} found, {ignored} in padding");
+}
+
+#[tokio::test]
+async fn a_missing_segment_is_refused() {
+    use store::Disk;
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    for at in 0..12 {
+        store.txn(Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 400])])).await.unwrap();
+    }
+    store.close().await;
+    let mut segments = disk.names().unwrap();
+    segments.retain(|name| name.starts_with("log-"));
+    segments.sort();
+    assert!(segments.len() > 2, "{segments:?}");
+    disk.remove(&segments[1]).unwrap();
+    let error = open(&disk).unwrap_err();
+    assert!(matches!(&error, OpenError::Damaged { file, .. } if *file == segments[0]), "{error}");
+}
+
+#[tokio::test]
+async fn the_log_stays_within_its_bounds() {
+    let (disk, mut random) = (FaultyDisk::new(), Random(7));
+    let store = open(&disk).unwrap();
+    let files = || store::Disk::names(&disk).unwrap();
+    for _ in 0..600 {
+        store.txn(random_txn(&mut random)).await.unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        store.txn(random_txn(&mut random)).await.unwrap();
+        let names = files();
+        // Two checkpoints, the window of 6 KiB and the log since the last checkpoint.
+        if names.len() < 20 || std::time::Instant::now() > deadline {
+            assert!(names.len() < 20, "{names:?}");
+            break;
+        }
+    }
+    let written = store.metrics().written;
+    assert!(written.checkpoints > 3 && written.checkpoint_failures == 0, "{written:?}");
+    let expected = contents(&store);
+    store.close().await;
+    assert_eq!(contents(&open(&disk).unwrap()), expected);
+}
