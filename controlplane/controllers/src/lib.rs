@@ -3,7 +3,18 @@
 //! Each controller is a folder: `plan` decides purely, `mod` watches and applies. All of them share one reflector per
 //! kind ([`runtime`]). A pure kube client: it runs against any Kubernetes API server and must not know anything of ours.
 
+mod cluster;
 mod config;
+mod deployment;
+mod endpoint_slice;
+#[allow(dead_code, reason = "some fields are read by controllers that come next")]
+mod kinds;
+mod replica_set;
+#[allow(dead_code, reason = "some writes are used by controllers that come next")]
+mod runtime;
+
+use futures::FutureExt;
+use tokio::task::JoinSet;
 
 pub use config::{Clock, Config};
 
@@ -22,11 +33,27 @@ pub async fn run(
     mut shutdown: tokio::sync::watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     tracing::info!(grace = ?config.node_monitor_grace, "controllers start");
-    drop(client);
+    let (recorder, writer) = runtime::events::recorder(client.clone(), config.clock.clone());
+    let cluster = cluster::Cluster::new(client, config, recorder);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(writer.run());
+    let controllers = [
+        replica_set::start(&cluster).boxed(),
+        deployment::start(&cluster).boxed(),
+        endpoint_slice::start(&cluster).boxed(),
+    ];
+    cluster.start(&mut tasks);
+    tasks.spawn(async move {
+        cluster.synced().await;
+        tracing::info!("controllers have their caches");
+        futures::future::join_all(controllers).await;
+    });
     while !*shutdown.borrow_and_update() {
-        if shutdown.changed().await.is_err() {
-            break;
+        tokio::select! {
+            changed = shutdown.changed() => if changed.is_err() { break },
+            Some(ended) = tasks.join_next() => tracing::error!(?ended, "a controller task ended"),
         }
     }
+    // Dropping the set aborts the tasks; everything they do is level-triggered.
     Ok(())
 }
