@@ -6,6 +6,7 @@ pub mod body;
 pub mod bootstrap;
 pub mod config;
 mod lookup;
+pub mod print;
 pub mod resource;
 pub mod user;
 
