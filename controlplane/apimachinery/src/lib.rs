@@ -1,5 +1,6 @@
 //! What an API object is, without I/O: raw JSON with parsed fields, selectors, schemas, patches, requests and Status.
 
+pub mod default;
 pub mod field;
 pub mod gvk;
 pub mod negotiate;
