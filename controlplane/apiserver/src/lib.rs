@@ -5,6 +5,7 @@ pub mod authz;
 pub mod body;
 pub mod bootstrap;
 pub mod config;
+pub mod discovery;
 mod lookup;
 pub mod print;
 pub mod resource;
