@@ -1,5 +1,5 @@
 //! Owns the embedded backend: one committer thread that evaluates waiting commands in order ahead of the disk, writes what they
-//! changed as one batch, flushes once, and only then publishes, answers and notifies. After a failed write it refuses further
+//! changed as one batch, flushes once, and only then publishes, notifies and answers. After a failed write it refuses further
 //! ones: what the disk holds is not known, and it never guesses.
 
 use std::collections::VecDeque;
@@ -193,11 +193,13 @@ impl Committer {
         if !events.is_empty() || self.speculation.take_compacted() {
             self.published.publish(self.speculation.snapshot().clone());
         }
-        for (answer, _permit) in answers {
-            answer.send(Ok(()));
-        }
+        // Watchers first: whoever sees the answer finds what it changed in every watcher's queue, so a projection that is
+        // brought up to date before it decides (authorization) is never behind its asker.
         if !events.is_empty() {
             self.published.notify(&events, self.speculation.snapshot().revision);
+        }
+        for (answer, _permit) in answers {
+            answer.send(Ok(()));
         }
         if self.failed.is_none() {
             self.look_after_log();
