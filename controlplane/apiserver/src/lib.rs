@@ -1,17 +1,40 @@
 //! The Kubernetes API over HTTP: authentication, authorization, admission, resources and streams toward nodes.
 
+mod admit;
+mod allocate;
 pub mod authn;
 pub mod authz;
 pub mod body;
 pub mod bootstrap;
 pub mod config;
 pub mod discovery;
+mod ensure;
+pub mod extract;
+mod filter;
+mod guard;
+mod handler;
+pub mod key;
 mod lookup;
+mod meta;
+mod metrics;
+mod page;
 pub mod print;
+mod query;
+mod random;
+mod registry;
 pub mod resource;
+mod respond;
+mod rules;
+mod server;
+mod stored;
 pub mod user;
+mod verb;
+mod view;
 
 pub use body::{Body, BodyError};
 pub use config::{Config, NodeTls};
+pub use extract::ObjectExtract;
+pub use meta::GIT_VERSION;
 pub use resource::{Resource, ResourceTable, Scope, Subresource};
+pub use server::{ApiServer, SetupError};
 pub use user::{Caller, User};

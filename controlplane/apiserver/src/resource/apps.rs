@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use super::{strategy::Strategy, table::Resource};
+use super::{
+    strategy::{Generation, Strategy},
+    table::Resource,
+};
 
 fn apps(kind: &str, plural: &str) -> Resource {
     Resource::new("apps", "v1", kind, plural)
@@ -10,7 +13,7 @@ fn apps(kind: &str, plural: &str) -> Resource {
 
 /// The group's rows, in discovery's order.
 pub(super) fn rows() -> Vec<Resource> {
-    let plain = Strategy { generation: true, ..Strategy::default() };
+    let plain = Strategy { generation: Generation::Content, ..Strategy::default() };
     vec![
         apps("ControllerRevision", "controllerrevisions"),
         apps("DaemonSet", "daemonsets").short(&["ds"]).category("all").status().strategy(
@@ -27,13 +30,17 @@ pub(super) fn rows() -> Vec<Resource> {
             .category("all")
             .scale()
             .status()
-            .strategy(Strategy { empty_status: Some(|| json!({})), ..plain }),
+            .strategy(Strategy {
+                generation: Generation::ContentAndAnnotations,
+                empty_status: Some(|| json!({})),
+                ..plain
+            }),
         apps("ReplicaSet", "replicasets")
             .short(&["rs"])
             .category("all")
             .scale()
             .status()
-            .field("status.replicas", &["status", "replicas"])
+            .field("status.replicas", "0")
             .strategy(Strategy { empty_status: Some(|| json!({"replicas": 0})), ..plain }),
         apps("StatefulSet", "statefulsets")
             .short(&["sts"])

@@ -1,13 +1,20 @@
 //! Rows of the batch group. Must not touch the store.
 
+use apimachinery::object;
 use serde_json::{Value, json};
 
-use super::{strategy::Strategy, table::Resource};
+use super::{
+    strategy::{Generation, Strategy},
+    table::Resource,
+};
 
 /// The group's rows, in discovery's order.
 pub(super) fn rows() -> Vec<Resource> {
-    let plain =
-        Strategy { generation: true, empty_status: Some(|| json!({})), ..Strategy::default() };
+    let plain = Strategy {
+        generation: Generation::Content,
+        empty_status: Some(|| json!({})),
+        ..Strategy::default()
+    };
     vec![
         Resource::new("batch", "v1", "CronJob", "cronjobs")
             .short(&["cj"])
@@ -17,8 +24,12 @@ pub(super) fn rows() -> Vec<Resource> {
         Resource::new("batch", "v1", "Job", "jobs")
             .category("all")
             .status()
-            .field("status.successful", &["status", "succeeded"])
-            .strategy(Strategy { prepare_create: job_prepare_create, ..plain }),
+            .field_at("status.successful", "status.succeeded", "0")
+            .strategy(Strategy {
+                prepare_create: job_prepare_create,
+                orphans_dependents: true,
+                ..plain
+            }),
     ]
 }
 
@@ -27,15 +38,18 @@ fn job_prepare_create(object: &mut Value) {
     if object["spec"]["manualSelector"].as_bool() == Some(true) {
         return;
     }
-    let Some(uid) = object["metadata"]["uid"].as_str().map(str::to_owned) else { return };
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let labels = &mut object["spec"]["template"]["metadata"]["labels"];
-    labels["batch.kubernetes.io/controller-uid"] = uid.as_str().into();
-    labels["batch.kubernetes.io/job-name"] = name.as_str().into();
-    labels["controller-uid"] = uid.as_str().into();
-    labels["job-name"] = name.as_str().into();
-    if !object["spec"]["selector"].is_object() {
-        object["spec"]["selector"] = json!({});
+    let uid = object::uid(object).to_owned();
+    let name = object::name(object).to_owned();
+    let labels = object::at_mut(object, &["spec", "template", "metadata", "labels"]);
+    let labels = object::map_mut(labels);
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        labels.insert(key.to_owned(), value.as_str().into());
     }
-    object["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid.into();
+    let selector = object::at_mut(object, &["spec", "selector", "matchLabels"]);
+    object::map_mut(selector).insert("batch.kubernetes.io/controller-uid".to_owned(), uid.into());
 }

@@ -1,11 +1,12 @@
 //! Rows of the core group, except what `pod` and `service` say about their own.
 //! Must not touch the store.
 
+use apimachinery::object;
 use serde_json::{Value, json};
 
 use super::{
     pod, service,
-    strategy::Strategy,
+    strategy::{Generation, Strategy},
     table::{Resource, VERBS_PROXY, VERBS_READ_WRITE},
 };
 
@@ -35,39 +36,49 @@ pub(super) fn rows() -> Vec<Resource> {
             .strategy(Strategy { create_on_update: true, ..plain }),
         namespace(),
         node(),
-        core("PersistentVolumeClaim", "persistentvolumeclaims")
-            .short(&["pvc"])
-            .status()
-            .strategy(Strategy { empty_status: Some(|| json!({"phase": "Pending"})), ..plain }),
-        core("PersistentVolume", "persistentvolumes")
-            .cluster()
-            .short(&["pv"])
-            .status()
-            .strategy(Strategy { empty_status: Some(|| json!({"phase": "Pending"})), ..plain }),
+        core("PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status().strategy(
+            Strategy {
+                returns_deleted: true,
+                empty_status: Some(|| json!({"phase": "Pending"})),
+                ..plain
+            },
+        ),
+        core("PersistentVolume", "persistentvolumes").cluster().short(&["pv"]).status().strategy(
+            Strategy {
+                returns_deleted: true,
+                empty_status: Some(|| json!({"phase": "Pending"})),
+                ..plain
+            },
+        ),
         pod::row(),
-        core("PodTemplate", "podtemplates").strategy(Strategy { generation: true, ..plain }),
+        core("PodTemplate", "podtemplates").strategy(Strategy {
+            generation: Generation::Content,
+            returns_deleted: true,
+            ..plain
+        }),
         core("ReplicationController", "replicationcontrollers")
             .short(&["rc"])
             .category("all")
             .prefix("controllers")
             .scale()
             .status()
-            .field("status.replicas", &["status", "replicas"])
+            .field("status.replicas", "0")
             .strategy(Strategy {
-                generation: true,
+                generation: Generation::Content,
+                orphans_dependents: true,
                 empty_status: Some(|| json!({"replicas": 0})),
                 ..plain
             }),
-        core("ResourceQuota", "resourcequotas")
-            .short(&["quota"])
-            .status()
-            .strategy(Strategy { empty_status: Some(|| json!({})), ..plain }),
-        core("Secret", "secrets").field("type", &["type"]),
-        core("ServiceAccount", "serviceaccounts").short(&["sa"]).sub(
-            "token",
-            Some(("authentication.k8s.io", "v1", "TokenRequest")),
-            &["create"],
-        ),
+        core("ResourceQuota", "resourcequotas").short(&["quota"]).status().strategy(Strategy {
+            returns_deleted: true,
+            empty_status: Some(|| json!({})),
+            ..plain
+        }),
+        core("Secret", "secrets").field("type", ""),
+        core("ServiceAccount", "serviceaccounts")
+            .short(&["sa"])
+            .sub("token", Some(("authentication.k8s.io", "v1", "TokenRequest")), &["create"])
+            .strategy(Strategy { returns_deleted: true, ..plain }),
         service::row(),
     ]
 }
@@ -79,7 +90,7 @@ fn namespace() -> Resource {
         .only(&["create", "delete", "get", "list", "patch", "update", "watch"])
         .sub("finalize", None, &["update"])
         .status()
-        .field("status.phase", &["status", "phase"])
+        .field("status.phase", "")
         .strategy(Strategy {
             empty_status: Some(|| json!({"phase": "Active"})),
             prepare_create: namespace_prepare_create,
@@ -90,24 +101,24 @@ fn namespace() -> Resource {
 
 /// Every namespace is finalized by its controller: the `kubernetes` finalizer stands in its spec.
 fn namespace_prepare_create(object: &mut Value) {
-    let finalizers = &mut object["spec"]["finalizers"];
-    let has = finalizers.as_array().is_some_and(|f| f.iter().any(|f| f == "kubernetes"));
-    if !has {
-        match finalizers {
-            Value::Array(list) => list.push("kubernetes".into()),
-            other => *other = json!(["kubernetes"]),
-        }
+    let finalizers = object::at_mut(object, &["spec", "finalizers"]);
+    match finalizers {
+        Value::Array(list) if list.iter().any(|f| f == "kubernetes") => {}
+        Value::Array(list) => list.push("kubernetes".into()),
+        other => *other = json!(["kubernetes"]),
     }
-    let Some(name) = object["metadata"]["name"].as_str().map(str::to_owned) else { return };
-    object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
+    set_name_label(object);
 }
 
 /// Spec finalizers change through `finalize` alone; the label of the name always stands.
 fn namespace_prepare_update(object: &mut Value, old: &Value) {
-    object["spec"] = old["spec"].clone();
-    if let Some(name) = old["metadata"]["name"].as_str() {
-        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
-    }
+    *object::at_mut(object, &["spec"]) = old["spec"].clone();
+    set_name_label(object);
+}
+
+fn set_name_label(object: &mut Value) {
+    let name = object::name(object).to_owned();
+    *object::at_mut(object, &["metadata", "labels", "kubernetes.io/metadata.name"]) = name.into();
 }
 
 fn node() -> Resource {
@@ -117,5 +128,5 @@ fn node() -> Resource {
         .prefix("minions")
         .sub("proxy", Some(("", "v1", "NodeProxyOptions")), VERBS_PROXY)
         .sub("status", None, VERBS_READ_WRITE)
-        .field("spec.unschedulable", &["spec", "unschedulable"])
+        .field("spec.unschedulable", "false")
 }

@@ -3,7 +3,10 @@
 
 use serde_json::json;
 
-use super::{strategy::Strategy, table::Resource};
+use super::{
+    strategy::{Generation, Strategy},
+    table::Resource,
+};
 
 /// rbac.authorization.k8s.io.
 pub(super) fn rbac() -> Vec<Resource> {
@@ -22,12 +25,14 @@ pub(super) fn rbac() -> Vec<Resource> {
 /// storage.k8s.io.
 pub(super) fn storage() -> Vec<Resource> {
     let row = |kind, plural| Resource::new("storage.k8s.io", "v1", kind, plural);
-    let careful = Strategy { unconditional_update: false, ..Strategy::PLAIN };
+    let careful =
+        Strategy { unconditional_update: false, returns_deleted: true, ..Strategy::PLAIN };
+    let plain = Strategy { returns_deleted: true, ..Strategy::PLAIN };
     vec![
         row("CSIDriver", "csidrivers").cluster().strategy(careful),
         row("CSINode", "csinodes").cluster().strategy(careful),
         row("CSIStorageCapacity", "csistoragecapacities").strategy(careful),
-        row("StorageClass", "storageclasses").cluster().short(&["sc"]),
+        row("StorageClass", "storageclasses").cluster().short(&["sc"]).strategy(plain),
         row("VolumeAttachment", "volumeattachments")
             .cluster()
             .status()
@@ -42,7 +47,7 @@ pub(super) fn scheduling() -> Vec<Resource> {
         Resource::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses")
             .cluster()
             .short(&["pc"])
-            .strategy(Strategy { generation: true, ..Strategy::PLAIN }),
+            .strategy(Strategy { generation: Generation::Content, ..Strategy::PLAIN }),
     ]
 }
 

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use super::{strategy::Strategy, table::Resource};
+use super::{
+    strategy::{Generation, Strategy},
+    table::Resource,
+};
 
 fn networking(kind: &str, plural: &str) -> Resource {
     Resource::new("networking.k8s.io", "v1", kind, plural)
@@ -10,7 +13,7 @@ fn networking(kind: &str, plural: &str) -> Resource {
 
 /// networking.k8s.io, in discovery's order.
 pub(super) fn rows() -> Vec<Resource> {
-    let counted = Strategy { generation: true, ..Strategy::PLAIN };
+    let counted = Strategy { generation: Generation::Content, ..Strategy::PLAIN };
     vec![
         networking("IngressClass", "ingressclasses").cluster().strategy(counted),
         networking("Ingress", "ingresses")
@@ -31,6 +34,6 @@ pub(super) fn rows() -> Vec<Resource> {
 pub(super) fn discovery() -> Vec<Resource> {
     vec![
         Resource::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
-            .strategy(Strategy { generation: true, ..Strategy::PLAIN }),
+            .strategy(Strategy { generation: Generation::Content, ..Strategy::PLAIN }),
     ]
 }

@@ -1,9 +1,10 @@
 //! The row and strategy of Pod. Must not touch the store.
 
+use apimachinery::{object, quantity::Quantity};
 use serde_json::{Value, json};
 
 use super::{
-    strategy::Strategy,
+    strategy::{Generation, Strategy},
     table::{Resource, VERBS_PROXY, VERBS_READ_WRITE},
 };
 
@@ -25,36 +26,33 @@ pub(super) fn row() -> Resource {
         .sub("proxy", Some(("", "v1", "PodProxyOptions")), VERBS_PROXY)
         .sub("resize", None, VERBS_READ_WRITE)
         .status()
-        .field("spec.nodeName", &["spec", "nodeName"])
-        .field("spec.restartPolicy", &["spec", "restartPolicy"])
-        .field("spec.schedulerName", &["spec", "schedulerName"])
-        .field("spec.serviceAccountName", &["spec", "serviceAccountName"])
-        .field("spec.hostNetwork", &["spec", "hostNetwork"])
-        .field("status.phase", &["status", "phase"])
-        .field("status.podIP", &["status", "podIP"])
-        .field("status.podIPs", &["status", "podIP"])
-        .field("status.nominatedNodeName", &["status", "nominatedNodeName"])
+        .field("spec.nodeName", "")
+        .field("spec.restartPolicy", "")
+        .field("spec.schedulerName", "")
+        .field("spec.serviceAccountName", "")
+        .field("spec.hostNetwork", "false")
+        .field("status.phase", "")
+        .field("status.podIP", "")
+        .field_at("status.podIPs", "status.podIP", "")
+        .field("status.nominatedNodeName", "")
         .strategy(Strategy {
-            generation: true,
+            generation: Generation::Content,
             empty_status: Some(|| json!({"phase": "Pending"})),
             prepare_create,
-            prepare_update,
+            returns_deleted: true,
             grace_seconds: Some(grace_seconds),
             ..Strategy::PLAIN
         })
 }
 
 fn prepare_create(object: &mut Value) {
-    object["status"]["qosClass"] = qos_class(&object["spec"]).into();
+    let class = qos_class(&object["spec"]);
+    *object::at_mut(object, &["status", "qosClass"]) = class.into();
     if object["spec"]["nodeName"].as_str() == Some("")
         && let Some(spec) = object["spec"].as_object_mut()
     {
         spec.remove("nodeName");
     }
-}
-
-fn prepare_update(object: &mut Value, old: &Value) {
-    object["status"] = old["status"].clone();
 }
 
 /// Kubernetes 1.36, pod strategy: the spec's grace, none where no node runs it or it has ended.
@@ -101,7 +99,11 @@ fn is_set(quantity: &Value) -> bool {
 }
 
 fn same_quantity(a: &Value, b: &Value) -> bool {
-    a == b
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    match (text(a).parse::<Quantity>(), text(b).parse::<Quantity>()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Rows of policy and certificates.k8s.io. Must not touch the store.
 
+use apimachinery::object;
 use serde_json::{Value, json};
 
 use super::{
-    strategy::Strategy,
+    strategy::{Generation, Strategy},
     table::{Resource, VERBS_READ_WRITE},
 };
 
@@ -14,7 +15,7 @@ pub(super) fn rows() -> Vec<Resource> {
             .short(&["pdb"])
             .status()
             .strategy(Strategy {
-                generation: true,
+                generation: Generation::Content,
                 unconditional_update: false,
                 empty_status: Some(|| {
                     json!({"disruptionsAllowed": 0, "currentHealthy": 0,
@@ -34,7 +35,7 @@ pub(super) fn certificates() -> Vec<Resource> {
             .short(&["csr"])
             .sub("approval", None, VERBS_READ_WRITE)
             .status()
-            .field("spec.signerName", &["spec", "signerName"])
+            .field("spec.signerName", "")
             .strategy(Strategy {
                 empty_status: Some(|| json!({})),
                 prepare_update: csr_prepare_update,
@@ -44,5 +45,5 @@ pub(super) fn certificates() -> Vec<Resource> {
 }
 
 fn csr_prepare_update(object: &mut Value, old: &Value) {
-    object["spec"] = old["spec"].clone();
+    *object::at_mut(object, &["spec"]) = old["spec"].clone();
 }

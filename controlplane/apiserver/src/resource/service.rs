@@ -15,10 +15,11 @@ pub(super) fn row() -> Resource {
         .prefix("services/specs")
         .sub("proxy", Some(("", "v1", "ServiceProxyOptions")), VERBS_PROXY)
         .status()
-        .field("spec.clusterIP", &["spec", "clusterIP"])
-        .field("spec.type", &["spec", "type"])
+        .field("spec.clusterIP", "")
+        .field("spec.type", "")
         .strategy(Strategy {
             create_on_update: true,
+            returns_deleted: true,
             empty_status: Some(|| json!({"loadBalancer": {}})),
             ..Strategy::PLAIN
         })

@@ -3,11 +3,22 @@
 
 use serde_json::Value;
 
+/// What a resource's `metadata.generation` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// Nothing: the resource has none.
+    None,
+    /// Changes outside metadata and status.
+    Content,
+    /// These and changes of annotations (Deployment, as upstream).
+    ContentAndAnnotations,
+}
+
 /// How writes of one resource differ from the ordinary.
 #[derive(Debug, Clone, Copy)]
 pub struct Strategy {
-    /// `metadata.generation` is kept, and raised when anything outside metadata and status changes.
-    pub generation: bool,
+    /// What `metadata.generation` counts.
+    pub generation: Generation,
     /// An update without `resourceVersion` overwrites whatever is there.
     pub unconditional_update: bool,
     /// PUT of an object that doesn't exist creates it.
@@ -18,6 +29,10 @@ pub struct Strategy {
     pub prepare_create: fn(&mut Value),
     /// The same for an update; the second is the object as stored.
     pub prepare_update: fn(&mut Value, &Value),
+    /// What becomes of dependents when a delete doesn't say: orphaned, or collected in the background.
+    pub orphans_dependents: bool,
+    /// A delete answers with the object instead of a `Status`.
+    pub returns_deleted: bool,
     /// The grace in seconds that a delete without `gracePeriodSeconds` gets; `None`: deleted at once.
     pub grace_seconds: Option<fn(&Value) -> i64>,
 }
@@ -25,12 +40,14 @@ pub struct Strategy {
 impl Strategy {
     /// The ordinary strategy.
     pub const PLAIN: Self = Self {
-        generation: false,
+        generation: Generation::None,
         unconditional_update: true,
         create_on_update: false,
         empty_status: None,
         prepare_create: |_| {},
         prepare_update: |_, _| {},
+        orphans_dependents: false,
+        returns_deleted: false,
         grace_seconds: None,
     };
 }

@@ -33,13 +33,15 @@ pub struct Subresource {
     pub verbs: &'static [&'static str],
 }
 
-/// Where a selectable field's value stands: its selector name, then the path in the object.
+/// Where a selectable field's value stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SelectableField {
-    /// `spec.nodeName`.
+    /// Its name in selectors: `spec.nodeName`.
     pub name: &'static str,
-    /// `["spec", "nodeName"]`.
-    pub path: &'static [&'static str],
+    /// The dotted path in the object.
+    pub path: &'static str,
+    /// What an object without it is taken to have.
+    pub default: &'static str,
 }
 
 /// One resource of one version of one group.
@@ -187,8 +189,17 @@ impl Resource {
         self
     }
 
-    pub(super) fn field(mut self, name: &'static str, path: &'static [&'static str]) -> Self {
-        self.fields.push(SelectableField { name, path });
+    pub(super) fn field(self, name: &'static str, default: &'static str) -> Self {
+        self.field_at(name, name, default)
+    }
+
+    pub(super) fn field_at(
+        mut self,
+        name: &'static str,
+        path: &'static str,
+        default: &'static str,
+    ) -> Self {
+        self.fields.push(SelectableField { name, path, default });
         self
     }
 

@@ -1,0 +1,50 @@
+//! Where a request meets impersonation, authorization and discovery. Must not decide anything itself.
+
+use std::net::SocketAddr;
+
+use apimachinery::{request_info::RequestInfo, status::ApiError};
+use http::{Response, request::Parts};
+
+use crate::{
+    ApiServer, Body, User,
+    authn::impersonation,
+    authz::{Attributes, ResourceTarget, Target},
+    discovery,
+};
+
+/// The user the request acts as, if it may.
+pub(crate) fn authorize(
+    server: &ApiServer,
+    parts: &Parts,
+    info: &RequestInfo,
+    user: User,
+) -> Result<User, ApiError> {
+    let authorizer = server.authorizer();
+    let user = impersonation::impersonate(authorizer, &user, &parts.headers)?.unwrap_or(user);
+    let target = if info.is_resource_request {
+        Target::Resource(ResourceTarget {
+            group: &info.api_group,
+            version: &info.api_version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            field_selector: &info.field_selector,
+        })
+    } else {
+        Target::Path(&info.path)
+    };
+    let attributes = Attributes { user: &user, verb: &info.verb, target };
+    let decision = authorizer.authorize(&attributes);
+    if !decision.is_allowed() {
+        return Err(attributes.forbidden(decision.reason()));
+    }
+    Ok(user)
+}
+
+/// Discovery documents.
+pub(crate) fn discover(server: &ApiServer, parts: &Parts) -> Option<Response<Body>> {
+    let config = server.config();
+    let address = SocketAddr::new(config.advertise_address, config.advertise_port);
+    discovery::respond(server.table(), parts, &address.to_string())
+}

@@ -1,0 +1,190 @@
+//! Owns the order of one request: what it asks for, whether the caller may, which verb does it, how it is answered.
+//! Must not know sockets or storage.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use apimachinery::{
+    negotiate::{self, Answer, As},
+    request_info::RequestInfo,
+    status::ApiError,
+};
+use http::{Method, Request, Response, header, request::Parts};
+
+use crate::{
+    ApiServer, Body, Caller, Resource, User, meta,
+    metrics::Labels,
+    query::Query,
+    registry, respond,
+    verb::{self, Call},
+    view::{Form, Include},
+};
+
+/// Kubernetes 1.36: a request that doesn't stream is answered within a minute.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Answers one request.
+pub(crate) async fn handle(
+    server: &ApiServer,
+    request: Request<Body>,
+    caller: Caller,
+) -> Response<Body> {
+    let began = Instant::now();
+    let inflight = server.metrics().begin();
+    let (parts, body) = request.into_parts();
+    if let Some(response) = meta::cacerts(server, parts.uri.path()) {
+        return response;
+    }
+    let info = request_info(&parts);
+    let labels = labels(server, &info);
+    let is_head = parts.method == Method::HEAD;
+    let response = match route(server, parts, (info, body), caller.user).await {
+        Ok(response) => response,
+        Err(error) => respond::error(&error),
+    };
+    drop(inflight);
+    server.metrics().count(labels, response.status().as_u16(), began.elapsed());
+    if is_head { response.map(|_| crate::body::empty()) } else { response }
+}
+
+fn request_info(parts: &Parts) -> RequestInfo {
+    let mut info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), parts.uri.query());
+    let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward");
+    if info.is_resource_request && info.resource == "pods" && streams && info.verb == "get" {
+        // Kubernetes 1.36: what runs something in a pod needs `create`, however it is asked for.
+        info.verb = "create".to_owned();
+    }
+    info
+}
+
+/// Unknown paths share one set of labels.
+fn labels(server: &ApiServer, info: &RequestInfo) -> Labels {
+    let row = server.table().get(&info.api_group, &info.api_version, &info.resource);
+    match row {
+        Some(row) => Labels {
+            verb: info.verb.clone(),
+            group: row.group.clone(),
+            version: row.version.clone(),
+            resource: row.plural.clone(),
+            subresource: row
+                .subresource(&info.subresource)
+                .map(|s| s.name.to_owned())
+                .unwrap_or_default(),
+        },
+        None => Labels {
+            verb: String::new(),
+            group: String::new(),
+            version: String::new(),
+            resource: String::new(),
+            subresource: String::new(),
+        },
+    }
+}
+
+async fn route(
+    server: &ApiServer,
+    parts: Parts,
+    (info, body): (RequestInfo, Body),
+    user: User,
+) -> Result<Response<Body>, ApiError> {
+    let user = crate::guard::authorize(server, &parts, &info, user)?;
+    let query = Query::parse(parts.uri.query());
+    if !info.is_resource_request {
+        return crate::guard::discover(server, &parts)
+            .or_else(|| meta::respond(server, &parts.method, parts.uri.path(), &query))
+            .ok_or_else(ApiError::path_not_found);
+    }
+    let resource = find(server, &info)?;
+    let (answer, form) = negotiate(&parts, &query)?;
+    let call = Call {
+        server: server.clone(),
+        info,
+        user,
+        resource,
+        query,
+        headers: parts.headers.clone(),
+        answer,
+        form,
+    };
+    if verb::stream::is_stream(&call) {
+        return Box::pin(verb::stream::run(&call, Request::from_parts(parts, body))).await;
+    }
+    match tokio::time::timeout(REQUEST_TIMEOUT, Box::pin(dispatch(&call, body))).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
+    }
+}
+
+fn find(server: &ApiServer, info: &RequestInfo) -> Result<Arc<Resource>, ApiError> {
+    let resource = server
+        .table()
+        .get(&info.api_group, &info.api_version, &info.resource)
+        .ok_or_else(ApiError::path_not_found)?;
+    let known = info.subresource.is_empty() || resource.subresource(&info.subresource).is_some();
+    if !known {
+        return Err(ApiError::path_not_found());
+    }
+    Ok(Arc::clone(resource))
+}
+
+fn negotiate(parts: &Parts, query: &Query) -> Result<(Answer, Form), ApiError> {
+    let header = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    let serves = |to: &As| {
+        ["Table", "PartialObjectMetadata", "PartialObjectMetadataList"]
+            .iter()
+            .any(|kind| to.is_meta(kind))
+    };
+    let mut answer = negotiate::accept(header, serves)?;
+    answer.pretty |= query.flag("pretty");
+    let form = match &answer.convert {
+        None => Form::Object,
+        Some(to) if to.is_meta("Table") => Form::Table(match query.get("includeObject") {
+            "" | "Metadata" => Include::Metadata,
+            "None" => Include::None,
+            "Object" => Include::Object,
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "unrecognized includeObject value: \"{other}\""
+                )));
+            }
+        }),
+        Some(_) => Form::Metadata,
+    };
+    Ok((answer, form))
+}
+
+async fn dispatch(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
+    let resource = &*call.resource;
+    let verb = call.info.verb.as_str();
+    if !call.info.subresource.is_empty() {
+        return Box::pin(verb::subresource::run(call, body)).await;
+    }
+    let offered = resource.has_verb(verb);
+    let named = !call.name().is_empty();
+    let placed = !resource.is_namespaced() || !call.info.namespace.is_empty();
+    let fits = match verb {
+        "get" | "update" | "patch" | "delete" => named && placed,
+        "create" => !named && placed,
+        "deletecollection" => placed,
+        _ => true,
+    };
+    if !offered || !fits {
+        return Err(ApiError::method_not_supported(registry::group_resource(resource), verb));
+    }
+    if !resource.is_stored() {
+        return Box::pin(verb::subresource::virtual_resource(call, body)).await;
+    }
+    match verb {
+        "get" => verb::get::run(call),
+        "list" => verb::list::run(call),
+        "watch" => verb::watch::run(call),
+        "create" => verb::create::run(call, body).await,
+        "update" => verb::update::run(call, body, verb::update::Part::WHOLE).await,
+        "patch" => verb::patch::run(call, body, verb::update::Part::WHOLE).await,
+        "delete" => verb::delete::run(call, body).await,
+        "deletecollection" => verb::delete_collection::run(call, body).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
