@@ -13,6 +13,7 @@ mod events;
 mod identity;
 mod node;
 mod pod;
+mod runtime;
 mod tunnel;
 
 use std::process::ExitCode;
