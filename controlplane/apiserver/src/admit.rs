@@ -1,16 +1,28 @@
 //! Where writes meet admission. Must not decide anything itself.
 
-use apimachinery::status::ApiError;
+use apimachinery::{object, status::ApiError};
 use serde_json::Value;
 
-use crate::verb::Call;
+use crate::{admission::AdmissionRequest, verb::Call};
 
-/// What is being done to the object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Create,
-    Update,
-    Delete,
+pub(crate) use crate::admission::Operation;
+
+fn request<'a>(
+    call: &'a Call,
+    operation: Operation,
+    (name, namespace): (&'a str, &'a str),
+    old: Option<&'a Value>,
+) -> Result<AdmissionRequest<'a>, ApiError> {
+    Ok(AdmissionRequest {
+        user: &call.user,
+        operation,
+        resource: &call.resource,
+        subresource: &call.info.subresource,
+        namespace,
+        name,
+        old,
+        dry_run: call.query.dry_run()?,
+    })
 }
 
 /// Mutating plugins, in order.
@@ -20,17 +32,28 @@ pub(crate) async fn mutate(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
-    let _ = (&call.user, operation, object, old);
-    Ok(())
+    let namespace = object::namespace(old.unwrap_or(object)).to_owned();
+    let request = request(call, operation, (call.name(), &namespace), old)?;
+    call.server.admission().mutate(&request, object)
 }
 
-/// Validating plugins, in order.
+/// Validating plugins, in order. A delete has no object to change, so that its mutating plugins only refuse.
 pub(crate) async fn validate(
     call: &Call,
     operation: Operation,
     object: Option<&Value>,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
-    let _ = (&call.user, operation, object, old);
-    Ok(())
+    let chain = call.server.admission();
+    let Some(object) = object.or(old) else { return Ok(()) };
+    // A collection is deleted object by object: the name then stands in the object alone.
+    let name = match call.name() {
+        "" if operation == Operation::Delete => object::name(object),
+        name => name,
+    };
+    let request = request(call, operation, (name, object::namespace(object)), old)?;
+    if operation == Operation::Delete {
+        chain.mutate(&request, &mut object.clone())?;
+    }
+    chain.validate(&request, object)
 }

@@ -1,5 +1,6 @@
 //! The Kubernetes API over HTTP: authentication, authorization, admission, resources and streams toward nodes.
 
+pub mod admission;
 mod admit;
 mod allocate;
 pub mod authn;

@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use store::Store;
+use store::{KeyRange, Range, Store};
 
 /// Storage prefixes of the resources that the edge of the server itself reads.
 pub(crate) mod prefix {
@@ -19,8 +19,10 @@ pub(crate) mod prefix {
     pub(crate) const PRIORITY_CLASSES: &str = "priorityclasses";
     pub(crate) const ROLES: &str = "roles";
     pub(crate) const ROLE_BINDINGS: &str = "rolebindings";
+    pub(crate) const RUNTIME_CLASSES: &str = "runtimeclasses";
     pub(crate) const SECRETS: &str = "secrets";
     pub(crate) const SERVICE_ACCOUNTS: &str = "serviceaccounts";
+    pub(crate) const STORAGE_CLASSES: &str = "storageclasses";
 }
 
 /// Why a stored object could not be read.
@@ -33,6 +35,14 @@ pub enum LookupError {
         key: String,
         /// What the decoder said.
         source: serde_json::Error,
+    },
+    /// The store refused the range.
+    #[error("read {prefix}")]
+    Read {
+        /// The prefix that was listed.
+        prefix: String,
+        /// The store's answer.
+        source: store::ReadError,
     },
 }
 
@@ -73,6 +83,28 @@ impl Lookup {
         let key = object_key(prefix, namespace, name);
         let Some(entry) = self.store.get(key.as_bytes()) else { return Ok(None) };
         decode(&entry.value).map(Some).map_err(|source| LookupError::Decode { key, source })
+    }
+
+    pub(crate) fn list<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        namespace: Option<&str>,
+    ) -> Result<Vec<T>, LookupError> {
+        let prefix = list_prefix(prefix, namespace);
+        let range =
+            Range { keys: KeyRange::Prefix(prefix.clone().into_bytes()), revision: None, limit: 0 };
+        let found =
+            self.store.range(&range).map_err(|source| LookupError::Read { prefix, source })?;
+        found
+            .entries
+            .iter()
+            .map(|entry| {
+                decode(&entry.value).map_err(|source| LookupError::Decode {
+                    key: String::from_utf8_lossy(&entry.key).into_owned(),
+                    source,
+                })
+            })
+            .collect()
     }
 }
 

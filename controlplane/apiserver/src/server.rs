@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     Body, Caller, Config, Resource, ResourceTable,
+    admission::Chain,
     authn::{
         Authenticator,
         token_issuer::{IssuerConfig, TokenIssuer},
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     metrics: Metrics,
     authenticator: Authenticator,
     authorizer: Authorizer,
+    admission: Chain,
     closing: watch::Sender<bool>,
 }
 
@@ -74,11 +76,13 @@ impl ApiServer {
             audiences: config.api_audiences.clone(),
         })
         .map_err(|e| SetupError::Config(format!("service-account keys: {e}")))?;
+        let authorizer = Authorizer::new(store.clone());
         let server = Self {
             inner: Arc::new(Inner {
                 config,
                 authenticator: Authenticator::new(store.clone(), Arc::new(issuer)),
-                authorizer: Authorizer::new(store.clone()),
+                admission: Chain::new(store.clone(), authorizer.clone()),
+                authorizer,
                 registry: Registry::new(store),
                 table: Arc::new(ResourceTable::builtin()),
                 metrics: Metrics::default(),
@@ -124,6 +128,10 @@ impl ApiServer {
     /// Who may do what.
     pub fn authorizer(&self) -> &Authorizer {
         &self.inner.authorizer
+    }
+
+    pub(crate) fn admission(&self) -> &Chain {
+        &self.inner.admission
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -12,6 +12,7 @@ pub mod rbac;
 pub mod rules;
 
 pub use attributes::{Attributes, ResourceTarget, Target};
+pub(crate) use pod_references::PodReferences;
 pub use rules::Rule;
 
 use crate::User;

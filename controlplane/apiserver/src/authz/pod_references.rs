@@ -4,6 +4,7 @@
 
 use crate::lookup::decode;
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -34,6 +35,26 @@ impl PodReferences {
         let mut found = Collector::default();
         found.pod(pod);
         Ok((node, Self { list: found.list.into_boxed_slice() }))
+    }
+
+    /// The references of a pod that is not stored yet, the service account left out.
+    pub(crate) fn of_spec(spec: &Value) -> Result<Self, serde_json::Error> {
+        let mut spec: Spec = decode(spec.to_string().as_bytes())?;
+        spec.service_account_name.clear();
+        let mut found = Collector::default();
+        found.pod(Pod { spec, metadata: Meta::default() });
+        Ok(Self { list: found.list.into_boxed_slice() })
+    }
+
+    /// The plural of the first reference's kind.
+    pub(crate) fn first_kind(&self) -> Option<&'static str> {
+        let (kind, _) = self.list.first()?;
+        Some(match kind {
+            ReferenceKind::Secret => "secrets",
+            ReferenceKind::ConfigMap => "configmaps",
+            ReferenceKind::Claim => "persistentvolumeclaims",
+            ReferenceKind::ServiceAccount => "serviceaccounts",
+        })
     }
 
     pub(crate) fn refers(&self, kind: ReferenceKind, name: &str) -> bool {
