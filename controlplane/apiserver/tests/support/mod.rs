@@ -57,7 +57,16 @@ impl Server {
         settings.extract = std::sync::Arc::new(ObjectExtract::builtin());
         let store = Store::open(settings).unwrap();
         let api = ApiServer::new(config, store).await.unwrap();
-        Self { api, user: admin(), _dir: dir }
+        let server = Self { api, user: admin(), _dir: dir };
+        let account = serde_json::json!({"metadata": {"name": "default"}});
+        server.post("/api/v1/namespaces/default/serviceaccounts", &account).await;
+        server
+    }
+
+    /// The same server, called by somebody else.
+    pub(crate) fn with_user(mut self, user: User) -> Self {
+        self.user = user;
+        self
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Response<Body> {
