@@ -2,8 +2,9 @@
 //! Must not buffer without a bound.
 
 use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 
 /// What can go wrong while a body is produced or read.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,4 +37,30 @@ pub fn respond(
 /// A JSON response.
 pub fn json(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
     respond(status, "application/json", value.to_string())
+}
+
+/// Why a body could not be read whole.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// It has more bytes than are taken.
+    #[error("longer than {bytes_max} bytes")]
+    TooLong {
+        /// What is taken.
+        bytes_max: usize,
+    },
+    /// It broke off.
+    #[error("{0}")]
+    Broken(BodyError),
+}
+
+/// A whole body of at most `bytes_max` bytes.
+///
+/// Boxed in a function of its own, since the compiler can't prove such a future to be `Send` inside an async block.
+pub fn collect(body: Body, bytes_max: usize) -> BoxFuture<'static, Result<Bytes, CollectError>> {
+    let collected = Limited::new(body, bytes_max).collect();
+    Box::pin(collected.map(move |collected| match collected {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err(CollectError::TooLong { bytes_max }),
+        Err(e) => Err(CollectError::Broken(e)),
+    }))
 }

@@ -3,7 +3,6 @@
 
 use apimachinery::object;
 use http::{Method, Request, header};
-use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -17,6 +16,8 @@ use crate::{
 
 /// The identity under which the API server changes objects by itself.
 const IDENTITY: &str = "system:apiserver";
+/// No object of these is larger.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// The port that pods reach the API server's Service at.
 const SERVICE_PORT: u16 = 443;
 
@@ -124,8 +125,8 @@ async fn send(
     let caller = Caller::new(User::authenticated(IDENTITY, &[GROUP_MASTERS]));
     let response = server.handle(request, caller).await;
     let code = response.status().as_u16();
-    let answer = match response.into_body().collect().await {
-        Ok(body) => serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+    let answer = match body::collect(response.into_body(), ANSWER_BYTES_MAX).await {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         Err(error) => json!({"message": error.to_string()}),
     };
     (code, answer)

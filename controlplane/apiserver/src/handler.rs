@@ -33,9 +33,12 @@ pub(crate) async fn handle(
 ) -> Response<Body> {
     let began = Instant::now();
     let inflight = server.metrics().begin();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     if let Some(response) = meta::cacerts(server, parts.uri.path()) {
         return response;
+    }
+    if let Some(answer) = server.tunnels().accept(&mut parts, &caller.user) {
+        return answer.unwrap_or_else(|error| respond::error(&error));
     }
     let info = request_info(&parts);
     let labels = labels(server, &info);

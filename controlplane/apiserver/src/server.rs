@@ -17,7 +17,9 @@ use crate::{
     authz::Authorizer,
     handler,
     metrics::Metrics,
+    nodes::Nodes,
     registry::Registry,
+    tunnel::Tunnels,
 };
 
 /// Why the API server could not be set up.
@@ -44,6 +46,7 @@ pub(crate) struct Inner {
     authenticator: Authenticator,
     authorizer: Authorizer,
     admission: Chain,
+    nodes: Nodes,
     closing: watch::Sender<bool>,
 }
 
@@ -77,12 +80,14 @@ impl ApiServer {
         })
         .map_err(|e| SetupError::Config(format!("service-account keys: {e}")))?;
         let authorizer = Authorizer::new(store.clone());
+        let nodes = Nodes::new(&config).map_err(SetupError::Config)?;
         let server = Self {
             inner: Arc::new(Inner {
                 config,
                 authenticator: Authenticator::new(store.clone(), Arc::new(issuer)),
                 admission: Chain::new(store.clone(), authorizer.clone()),
                 authorizer,
+                nodes,
                 registry: Registry::new(store),
                 table: Arc::new(ResourceTable::builtin()),
                 metrics: Metrics::default(),
@@ -106,6 +111,15 @@ impl ApiServer {
     /// Turns true when watches are to end.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.inner.closing.subscribe()
+    }
+
+    /// The tunnels of the nodes.
+    pub fn tunnels(&self) -> &Tunnels {
+        &self.inner.nodes.tunnels
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.inner.nodes
     }
 
     pub(crate) fn config(&self) -> &Config {

@@ -10,14 +10,13 @@ use apimachinery::{
     status::ApiError,
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Call;
 use crate::{
     Resource,
-    body::Body,
+    body::{self, Body, CollectError},
     random, registry,
     resource::strategy::Generation,
     rules::{self, Decoded},
@@ -30,11 +29,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A whole body, bounded in bytes and time.
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    let collected = Limited::new(body, BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, collected).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-            Err(ApiError::request_entity_too_large(format!("limit is {BODY_BYTES_MAX}")))
+    match tokio::time::timeout(BODY_TIMEOUT, body::collect(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(CollectError::TooLong { bytes_max })) => {
+            Err(ApiError::request_entity_too_large(format!("limit is {bytes_max}")))
         }
         Ok(Err(e)) => Err(ApiError::bad_request(format!("read the request's body: {e}"))),
         Err(_) => Err(ApiError::timeout("the request's body did not arrive in time", 0)),

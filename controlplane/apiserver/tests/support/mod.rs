@@ -1,6 +1,8 @@
 //! An API server on a store in a temporary folder, spoken to without a socket.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod tls;
+
 use std::time::Duration;
 
 use apiserver::{ApiServer, Body, Caller, Config, NodeTls, ObjectExtract, User, body};
@@ -35,7 +37,7 @@ pub(crate) fn config() -> Config {
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         node_ports: (30000, 32767),
         cluster_domain: "cluster.local".into(),
-        ca_pem: "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into(),
+        ca_pem: tls::Authority::new().pem(),
         service_account_key_pem: service_account_key(),
         service_account_public_keys_pem: Vec::new(),
         service_account_issuer: "https://kubernetes.default.svc".into(),
