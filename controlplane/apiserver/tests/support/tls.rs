@@ -59,13 +59,11 @@ impl Authority {
 
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            Arc::new(self.roots()),
-            provider.clone(),
-        )
-        .allow_unauthenticated()
-        .build()
-        .unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), provider.clone())
+                .allow_unauthenticated()
+                .build()
+                .unwrap();
         let identity = self.sign("kube-apiserver", &[]);
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
