@@ -42,9 +42,10 @@ pub(crate) fn authorize(
     Ok(user)
 }
 
-/// Discovery documents.
+/// Discovery and OpenAPI documents.
 pub(crate) fn discover(server: &ApiServer, parts: &Parts) -> Option<Response<Body>> {
     let config = server.config();
     let address = SocketAddr::new(config.advertise_address, config.advertise_port);
     discovery::respond(server.table(), parts, &address.to_string())
+        .or_else(|| server.openapi().respond(server.table(), parts))
 }

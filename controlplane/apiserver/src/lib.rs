@@ -19,6 +19,7 @@ mod lookup;
 mod meta;
 mod metrics;
 mod nodes;
+pub mod openapi;
 mod page;
 pub mod print;
 mod query;

@@ -18,6 +18,7 @@ use crate::{
     handler,
     metrics::Metrics,
     nodes::Nodes,
+    openapi::OpenApi,
     registry::Registry,
     tunnel::Tunnels,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Inner {
     authenticator: Authenticator,
     authorizer: Authorizer,
     admission: Chain,
+    openapi: OpenApi,
     nodes: Nodes,
     closing: watch::Sender<bool>,
 }
@@ -87,6 +89,7 @@ impl ApiServer {
                 authenticator: Authenticator::new(store.clone(), Arc::new(issuer)),
                 admission: Chain::new(store.clone(), authorizer.clone()),
                 authorizer,
+                openapi: OpenApi::default(),
                 nodes,
                 registry: Registry::new(store),
                 table: Arc::new(ResourceTable::builtin()),
@@ -146,6 +149,10 @@ impl ApiServer {
 
     pub(crate) fn admission(&self) -> &Chain {
         &self.inner.admission
+    }
+
+    pub(crate) fn openapi(&self) -> &OpenApi {
+        &self.inner.openapi
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

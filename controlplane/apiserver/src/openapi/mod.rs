@@ -1,0 +1,150 @@
+//! OpenAPI: `/openapi/v3`, one document for each group version below it, and `/openapi/v2`.
+//!
+//! Owns negotiation and ETags. Documents are large, so they are made on request and not retained; only their ETags are, so that
+//! a client that has a document already costs nothing.
+
+mod documents;
+mod paths;
+
+use crate::body::{self, Body};
+use crate::resource::ResourceTable;
+use apimachinery::status::ApiError;
+use http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH, VARY};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+const V3: &str = "/openapi/v3";
+const V2: &str = "/openapi/v2";
+/// Only old clients take nothing but this.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// Answers OpenAPI's paths.
+#[derive(Debug, Default)]
+pub struct OpenApi {
+    /// By path; at most one for each group version.
+    etags: Mutex<HashMap<String, String>>,
+}
+
+impl OpenApi {
+    /// The answer; `None` when the path is not OpenAPI's.
+    pub fn respond(&self, table: &ResourceTable, parts: &Parts) -> Option<Response<Body>> {
+        let path = parts.uri.path().trim_end_matches('/');
+        if parts.method != Method::GET && parts.method != Method::HEAD {
+            return None;
+        }
+        if path == V3 {
+            return Some(body::json(StatusCode::OK, &documents::v3_index(table)));
+        }
+        if path == V2 && !accepts_json(&parts.headers) {
+            return Some(not_acceptable());
+        }
+        let known = self.etag(path);
+        if let Some(etag) = known.filter(|etag| has(&parts.headers, etag)) {
+            return Some(finish(not_modified(), &etag));
+        }
+        let made = if path == V2 {
+            documents::v2(table)
+        } else {
+            let segments: Vec<&str> =
+                path.strip_prefix(V3)?.trim_start_matches('/').split('/').collect();
+            match segments.as_slice() {
+                ["api", version] => documents::v3(table, "", version)?,
+                ["apis", group, version] => documents::v3(table, group, version)?,
+                _ => return None,
+            }
+        };
+        Some(self.answer(path, made))
+    }
+
+    fn answer(&self, path: &str, made: Result<Vec<u8>, serde_json::Error>) -> Response<Body> {
+        match made {
+            Ok(document) => {
+                let etag = crate::discovery::etag(&document);
+                self.remember(path, &etag);
+                finish(body::respond(StatusCode::OK, "application/json", document), &etag)
+            }
+            Err(error) => {
+                let error = ApiError::internal(format!("write OpenAPI: {error}"));
+                body::json(StatusCode::INTERNAL_SERVER_ERROR, &error.to_status())
+            }
+        }
+    }
+
+    fn etag(&self, path: &str) -> Option<String> {
+        self.etags.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    fn remember(&self, path: &str, etag: &str) {
+        let mut etags = self.etags.lock().unwrap_or_else(PoisonError::into_inner);
+        etags.insert(path.to_owned(), etag.to_owned());
+    }
+}
+
+fn values<'a>(
+    headers: &'a HeaderMap,
+    name: &http::HeaderName,
+) -> impl Iterator<Item = &'a str> + use<'a> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+fn has(headers: &HeaderMap, etag: &str) -> bool {
+    values(headers, &IF_NONE_MATCH).any(|value| value.trim_start_matches("W/") == etag)
+}
+
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let mut ranges = values(headers, &ACCEPT).peekable();
+    ranges.peek().is_none() || ranges.any(|range| !range.starts_with(V2_PROTOBUF))
+}
+
+fn not_acceptable() -> Response<Body> {
+    let error = ApiError::not_acceptable(&["application/json"]);
+    body::json(StatusCode::NOT_ACCEPTABLE, &error.to_status())
+}
+
+fn not_modified() -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+fn finish(mut response: Response<Body>, etag: &str) -> Response<Body> {
+    let headers = response.headers_mut();
+    if let Ok(etag) = HeaderValue::from_str(etag) {
+        headers.insert(ETAG, etag);
+    }
+    headers.insert(VARY, HeaderValue::from_static("Accept"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn ask(api: &OpenApi, path: &str, header: (&str, &str)) -> Option<Response<Body>> {
+        let request = Request::get(path).header(header.0, header.1).body(()).unwrap();
+        api.respond(&ResourceTable::builtin(), &request.into_parts().0)
+    }
+
+    #[test]
+    fn a_document_is_made_once_for_a_client_that_has_it() {
+        let api = OpenApi::default();
+        let path = "/openapi/v3/apis/coordination.k8s.io/v1?hash=X";
+        let first = ask(&api, path, ("accept", "application/json")).unwrap();
+        assert_eq!(first.status(), 200);
+        let etag = first.headers()[ETAG].to_str().unwrap().to_owned();
+        let again = ask(&api, path, ("if-none-match", &etag)).unwrap();
+        assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+        assert!(ask(&api, "/openapi/v3/apis/nope/v1", ("accept", "*/*")).is_none());
+        let old = ask(&api, "/openapi/v2", ("accept", V2_PROTOBUF)).unwrap();
+        assert_eq!(old.status(), StatusCode::NOT_ACCEPTABLE);
+    }
+}
