@@ -254,6 +254,13 @@ pub(crate) struct NodeSpec {
 pub(crate) struct NodeStatus {
     #[serde(default)]
     pub(crate) conditions: Vec<Condition>,
+    #[serde(default)]
+    pub(crate) addresses: Vec<NodeAddress>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NodeAddress {
+    pub(crate) address: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -3,15 +3,21 @@
 //! Each controller is a folder: `plan` decides purely, `mod` watches and applies. All of them share one reflector per
 //! kind ([`runtime`]). A pure kube client: it runs against any Kubernetes API server and must not know anything of ours.
 
+mod certificates;
 mod cluster;
 mod config;
 mod deployment;
 mod endpoint_slice;
 #[allow(dead_code, reason = "some fields are read by controllers that come next")]
 mod kinds;
+mod node_ipam;
+mod node_lifecycle;
+mod pod_gc;
 mod replica_set;
 #[allow(dead_code, reason = "some writes are used by controllers that come next")]
 mod runtime;
+mod service_account;
+mod token_cleaner;
 
 use futures::FutureExt;
 use tokio::task::JoinSet;
@@ -33,6 +39,9 @@ pub async fn run(
     mut shutdown: tokio::sync::watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     tracing::info!(grace = ?config.node_monitor_grace, "controllers start");
+    let authority =
+        certificates::Authority::new(&config.cluster_ca_cert_pem, &config.cluster_ca_key_pem)
+            .map_err(|error| RunError::ClusterCa(error.to_string()))?;
     let (recorder, writer) = runtime::events::recorder(client.clone(), config.clock.clone());
     let cluster = cluster::Cluster::new(client, config, recorder);
     let mut tasks = JoinSet::new();
@@ -41,6 +50,12 @@ pub async fn run(
         replica_set::start(&cluster).boxed(),
         deployment::start(&cluster).boxed(),
         endpoint_slice::start(&cluster).boxed(),
+        node_lifecycle::start(&cluster).boxed(),
+        node_ipam::start(&cluster).boxed(),
+        certificates::start(&cluster, authority).boxed(),
+        service_account::start(&cluster).boxed(),
+        pod_gc::start(&cluster).boxed(),
+        token_cleaner::start(&cluster).boxed(),
     ];
     cluster.start(&mut tasks);
     tasks.spawn(async move {
