@@ -1,1 +1,15 @@
 //! The master: configuration, PKI, wiring and lifecycle of API server, scheduler and controllers.
+//!
+//! `main` turns flags into a [`config::Config`]; [`run`] turns that into parts, runs and drains them. The other commands are clients of
+//! a running master. It owns no behaviour of Kubernetes: that lives in the crates it wires.
+
+pub mod addresses;
+pub mod cli;
+pub mod config;
+pub mod in_process;
+pub mod kubeconfig;
+pub mod pki;
+pub mod run;
+pub mod status;
+pub mod tls;
+pub mod tokens;

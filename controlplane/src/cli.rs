@@ -1,0 +1,196 @@
+//! Owns the command line: commands, flags and their help. Must not act.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// Where a master keeps its state.
+pub const DATA_DIR: &str = "/var/lib/flotilla/controlplane";
+/// The optional configuration.
+pub const CONFIG_FILE: &str = "/etc/flotilla/controlplane.toml";
+
+const FILES: &str = "\
+Files:
+  /etc/flotilla/controlplane.toml            optional configuration; flags override it
+  /var/lib/flotilla/controlplane/pki         cluster CA, certificates and keys (0700)
+  /var/lib/flotilla/controlplane/store       the cluster's state
+  /var/lib/flotilla/controlplane/admin.kubeconfig
+                                             the administrator's kubeconfig (0600)
+
+Examples:
+  controlplane run
+  controlplane run --data-dir ./master --advertise-address 192.168.1.10
+  export KUBECONFIG=/var/lib/flotilla/controlplane/admin.kubeconfig; kubectl get nodes
+  agent join https://192.168.1.10:6443 --token \"$(controlplane token create)\"";
+
+/// The master of a Flotilla cluster: API server, scheduler, controllers and their store in one process.
+#[derive(Debug, Parser)]
+#[command(name = "controlplane", version, about, after_help = FILES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the master in the foreground, until SIGTERM or SIGINT
+    ///
+    /// The first start makes the cluster: its CA, certificates, service-account key and administrator's kubeconfig. Every
+    /// flag but --config and --data-dir can stand in the configuration file as well, under the same name.
+    Run(Box<RunArgs>),
+    /// Make, list and revoke the tokens that nodes join with
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Print the administrator's kubeconfig
+    ///
+    /// Whoever has it may do everything in the cluster.
+    Kubeconfig(KubeconfigArgs),
+    /// Show how the master and its cluster are
+    ///
+    /// Ends with 1 when the master does not answer or is not ready.
+    Status(StatusArgs),
+    /// Print the version
+    Version,
+}
+
+/// Flags of `run`. What is not given comes from the file, then from the defaults.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    /// Configuration file (TOML); unknown keys are errors [default: /etc/flotilla/controlplane.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder of all state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Address to listen on [default: every address]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
+    /// Port of the API [default: 6443]
+    #[arg(long, value_name = "PORT")]
+    pub secure_port: Option<u16>,
+    /// Address at which nodes and pods reach this master [default: that of the default route's interface]
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+    /// Range of the services' addresses; one per family, separated by a comma [default: 10.96.0.0/12]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub service_cluster_ip_range: Option<Vec<IpNet>>,
+    /// Range of the pods' addresses; one per family, separated by a comma [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub cluster_cidr: Option<Vec<IpNet>>,
+    /// Length of the prefix that each node gets out of the (IPv4) cluster CIDR [default: 24]
+    #[arg(long, value_name = "BITS")]
+    pub node_cidr_mask_size: Option<u8>,
+    /// Ports that NodePort services get [default: 30000-32767]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub service_node_port_range: Option<String>,
+    /// Address of the cluster's DNS, inside the service range [default: 10.96.0.10, or the range's tenth]
+    #[arg(long, value_name = "IP")]
+    pub cluster_dns: Option<IpAddr>,
+    /// Domain of the cluster's DNS [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Further name or address in the API's certificate; may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub tls_san: Option<Vec<String>>,
+    /// How long a node may be silent before it counts as lost [default: 40s]
+    #[arg(long, value_name = "DURATION")]
+    pub node_monitor_grace_period: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,store=debug` [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log_level: Option<String>,
+}
+
+/// Commands about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it
+    ///
+    /// The token is one string, ID.SECRET.FINGERPRINT; the fingerprint lets a node recognise this cluster. Give it to
+    /// `agent join URL --token TOKEN`.
+    Create(TokenCreateArgs),
+    /// List the tokens, without their secrets
+    List(TokenListArgs),
+    /// Revoke tokens; nodes that have joined stay
+    Revoke(TokenRevokeArgs),
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Flags of `token create`.
+#[derive(Debug, Args)]
+pub struct TokenCreateArgs {
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// How long the token is good for; 0 is for ever
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub ttl: String,
+    /// How many nodes may join with it [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub uses: Option<u32>,
+    /// What it is for
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub description: String,
+    /// How to print it
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of `token list`.
+#[derive(Debug, Args)]
+pub struct TokenListArgs {
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// How to print them
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of `token revoke`.
+#[derive(Debug, Args)]
+pub struct TokenRevokeArgs {
+    /// Token ids, or whole tokens
+    #[arg(value_name = "TOKEN", required = true)]
+    pub tokens: Vec<String>,
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+}
+
+/// Flags of `kubeconfig`.
+#[derive(Debug, Args)]
+pub struct KubeconfigArgs {
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Address of the API as its reader sees it, such as https://192.168.1.10:6443
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// Write it there (0600) instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// How to print it
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
