@@ -8,13 +8,13 @@ mod cluster;
 mod config;
 mod deployment;
 mod endpoint_slice;
-#[allow(dead_code, reason = "some fields are read by controllers that come next")]
+mod garbage;
 mod kinds;
+mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod replica_set;
-#[allow(dead_code, reason = "some writes are used by controllers that come next")]
 mod runtime;
 mod service_account;
 mod token_cleaner;
@@ -56,6 +56,8 @@ pub async fn run(
         service_account::start(&cluster).boxed(),
         pod_gc::start(&cluster).boxed(),
         token_cleaner::start(&cluster).boxed(),
+        namespace::start(&cluster).boxed(),
+        garbage::start(&cluster).boxed(),
     ];
     cluster.start(&mut tasks);
     tasks.spawn(async move {

@@ -2,6 +2,7 @@
 //! Knows no controller.
 
 pub(crate) mod cache;
+pub(crate) mod discovery;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod object;

@@ -78,12 +78,6 @@ impl<Q: QueueKey> WorkQueue<Q> {
         }
     }
 
-    /// Marks a key as to be looked at after a while.
-    pub(crate) fn add_after(&self, key: Q, wait: Duration) {
-        self.lock().later.insert((Instant::now() + wait, key));
-        self.wake.notify_one();
-    }
-
     fn try_pop(&self) -> Result<Q, Instant> {
         let mut state = self.lock();
         let now = Instant::now();

@@ -100,26 +100,6 @@ impl<K: Kind> Cache<K> {
         self.patch(meta, Some("status"), Format::Merge, json!({ "status": status })).await
     }
 
-    /// Replaces the object by one made from a live read of the same version.
-    pub(crate) async fn replace(
-        &self,
-        meta: &ObjectMeta,
-        subresource: &str,
-        body: &Value,
-    ) -> Result<Arc<K>, Error> {
-        let key = Key::of(meta);
-        let request = Request::new(path::<K>(&key.namespace))
-            .replace_subresource(
-                subresource,
-                &key.name,
-                &PostParams::default(),
-                body.to_string().into_bytes(),
-            )
-            .map_err(kube::Error::BuildRequest)?;
-        let after: K = self.client.request(request).await?;
-        Ok(self.observe_write(after))
-    }
-
     /// Deletes this very object. That it is gone already is no error.
     pub(crate) async fn delete(&self, meta: &ObjectMeta, how: Deletion) -> Result<(), Error> {
         let mut preconditions = json!({ "uid": meta.uid });
