@@ -66,8 +66,9 @@ async fn master(config: Config) -> anyhow::Result<()> {
     let listener = listen(config.bind_address, config.secure_port)?;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     made.with_context(|| config.data_dir.display().to_string())?;
+    // First the store: its lock says that no other process has the folder.
+    let store = open_store(&config.data_dir)?;
     let identity = Identity::open(config, Timestamp::now())?;
-    let store = open_store(&identity.config.data_dir)?;
     let parts = Parts::start(identity, listener, store.clone()).await?;
     let result = parts.run(&mut stop).await;
     store.close().await;

@@ -77,9 +77,15 @@ pub fn explain(data_dir: &Path, error: kube::Error) -> anyhow::Error {
     let server = server(data_dir);
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        kube::Error::HyperError(_) | kube::Error::Service(_) => anyhow::Error::new(error).context(
-            format!("the master at {server} does not answer; is `controlplane run` running?"),
-        ),
+        kube::Error::HyperError(_) | kube::Error::Service(_) => {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(next) = cause.source() {
+                cause = next;
+            }
+            anyhow::anyhow!(
+                "the master at {server} does not answer ({cause}); is `controlplane run` running?"
+            )
+        }
         other => anyhow::Error::new(other).context(format!("asking the master at {server}")),
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use jiff::{Timestamp, Unit};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::Kubeconfig;
@@ -188,7 +189,9 @@ fn render_secret(
     Secret {
         metadata: ObjectMeta { name: Some(format!("{NAME_PREFIX}{id}")), ..ObjectMeta::default() },
         type_: Some(SECRET_TYPE.to_owned()),
-        string_data: Some(data),
+        data: Some(
+            data.into_iter().map(|(key, text)| (key, ByteString(text.into_bytes()))).collect(),
+        ),
         ..Secret::default()
     }
 }
@@ -263,10 +266,7 @@ mod tests {
         assert_eq!(expiration("0", now).unwrap(), None);
         assert!(expiration("soon", now).is_err());
         let id = random_text(ID_LENGTH).unwrap();
-        let mut secret = render_secret(&id, "s", &args("1s", Some(2)), expires);
-        let data = secret.string_data.take().unwrap();
-        let bytes = |text: String| k8s_openapi::ByteString(text.into_bytes());
-        secret.data = Some(data.into_iter().map(|(key, text)| (key, bytes(text))).collect());
+        let secret = render_secret(&id, "s", &args("1s", Some(2)), expires);
         let told = tell(&secret, now).unwrap();
         assert_eq!((told.id.as_str(), told.state.as_str()), (id.as_str(), "valid"));
         assert_eq!(told.uses_left.as_deref(), Some("2"));

@@ -73,6 +73,11 @@ fn slice(server: &ApiServer) -> Value {
 
 /// Creates an object unless it is there.
 async fn create(server: &ApiServer, collection: &str, object: &Value) -> Result<(), SetupError> {
+    // Asked first: a Service whose address is its own already is refused as one whose address is another's.
+    let path = format!("{collection}/{}", object::name(object));
+    if let (200, _) = send(server, Method::GET, &path, None).await {
+        return Ok(());
+    }
     match send(server, Method::POST, collection, Some(object)).await {
         (201 | 409, _) => Ok(()),
         (_, answer) => Err(failed(collection, object, &answer)),
