@@ -25,6 +25,14 @@ fn request<'a>(
     })
 }
 
+/// A collection over all namespaces is deleted object by object, and what is posted to a subresource may name no namespace.
+fn namespace<'a>(call: &'a Call, object: &'a Value) -> &'a str {
+    match call.namespace() {
+        "" => object::namespace(object),
+        namespace => namespace,
+    }
+}
+
 /// Mutating plugins, in order.
 pub(crate) async fn mutate(
     call: &Call,
@@ -32,7 +40,7 @@ pub(crate) async fn mutate(
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
-    let namespace = object::namespace(old.unwrap_or(object)).to_owned();
+    let namespace = namespace(call, old.unwrap_or(object)).to_owned();
     let request = request(call, operation, (call.name(), &namespace), old)?;
     call.server.admission().mutate(&request, object)
 }
@@ -51,7 +59,7 @@ pub(crate) async fn validate(
         "" if operation == Operation::Delete => object::name(object),
         name => name,
     };
-    let request = request(call, operation, (name, object::namespace(object)), old)?;
+    let request = request(call, operation, (name, namespace(call, object)), old)?;
     if operation == Operation::Delete {
         chain.mutate(&request, &mut object.clone())?;
     }

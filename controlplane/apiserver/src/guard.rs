@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 
 use apimachinery::{request_info::RequestInfo, status::ApiError};
-use http::{Response, request::Parts};
+use http::{Method, Response, StatusCode, request::Parts};
 
 use crate::{
     ApiServer, Body, User,
     authn::impersonation,
     authz::{Attributes, ResourceTarget, Target},
-    discovery,
+    body, discovery,
 };
 
 /// The user the request acts as, if it may.
@@ -42,10 +42,24 @@ pub(crate) fn authorize(
     Ok(user)
 }
 
-/// Discovery and OpenAPI documents.
+/// Discovery, OpenAPI and OpenID documents.
 pub(crate) fn discover(server: &ApiServer, parts: &Parts) -> Option<Response<Body>> {
     let config = server.config();
     let address = SocketAddr::new(config.advertise_address, config.advertise_port);
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        let authenticator = server.authenticator();
+        match parts.uri.path() {
+            "/openid/v1/jwks" => {
+                let keys = authenticator.jwks().to_string();
+                return Some(body::respond(StatusCode::OK, "application/jwk-set+json", keys));
+            }
+            "/.well-known/openid-configuration" => {
+                let document = authenticator.openid_configuration(&format!("https://{address}"));
+                return Some(body::json(StatusCode::OK, &document));
+            }
+            _ => {}
+        }
+    }
     discovery::respond(server.table(), parts, &address.to_string())
         .or_else(|| server.openapi().respond(server.table(), parts))
 }

@@ -83,3 +83,71 @@ async fn a_node_keeps_to_itself() {
     assert_eq!(server.call("DELETE", "/api/v1/nodes/two", None).await.0, 200);
     assert_eq!(server.call("POST", PODS, Some(&pod("b"))).await.0, 403);
 }
+
+#[tokio::test]
+async fn a_pods_token_is_its_accounts_until_the_pod_is_gone() {
+    let server = Server::start().await;
+    let mut placed = pod("a");
+    placed["spec"]["nodeName"] = json!("one");
+    let made = server.post(PODS, &placed).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let request = |uid: &Value| {
+        json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": {
+            "apiVersion": "v1", "kind": "Pod", "name": "a", "uid": uid}}})
+    };
+    let wrong = request(&json!("nobody"));
+    assert_eq!(server.call("POST", path, Some(&wrong)).await.0, 409);
+    let short = json!({"spec": {"expirationSeconds": 599}});
+    let (code, status) = server.call("POST", path, Some(&short)).await;
+    assert_eq!(code, 422, "{status}");
+    assert_eq!(status["details"]["causes"][0]["field"], "spec.expirationSeconds");
+
+    let server = server.with_user(node("two"));
+    let wanted = request(&made["metadata"]["uid"]);
+    assert_eq!(server.call("POST", path, Some(&wanted)).await.0, 403);
+    let server = server.with_user(node("one"));
+    let (code, _) = server.call("POST", path, Some(&json!({"spec": {}}))).await;
+    assert_eq!(code, 403, "a node's token is always bound to a pod");
+    let token = server.post(path, &wanted).await["status"]["token"].clone();
+
+    let server = server.with_user(admin());
+    let review = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let asked = json!({"spec": {"token": token}});
+    let status = server.post(review, &asked).await["status"].clone();
+    assert_eq!(status["authenticated"], true, "{status}");
+    let user = &status["user"];
+    assert_eq!(user["username"], "system:serviceaccount:default:default");
+    assert_eq!(user["extra"]["authentication.kubernetes.io/pod-name"][0], "a");
+    let gone = format!("{PODS}/a?gracePeriodSeconds=0");
+    assert_eq!(server.call("DELETE", &gone, None).await.0, 200);
+    let status = server.post(review, &asked).await["status"].clone();
+    assert_ne!(status["authenticated"], true);
+    assert!(status["error"].as_str().unwrap().contains("pod a does not exist"));
+    let keys = server.get("/openid/v1/jwks").await;
+    assert_eq!(keys["keys"][0]["crv"], "P-256");
+}
+
+#[tokio::test]
+async fn reviews_answer_what_authorization_would() {
+    let server = Server::start().await.with_user(User::authenticated("jane", &["dev"]));
+    let who = server.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", &json!({})).await;
+    assert_eq!(who["status"]["userInfo"]["username"], "jane");
+    assert_eq!(who["status"]["userInfo"]["groups"], json!(["dev", "system:authenticated"]));
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let ask = json!({"spec": {"resourceAttributes": {
+        "verb": "create", "resource": "selfsubjectreviews", "group": "authentication.k8s.io"}}});
+    let status = server.post(path, &ask).await["status"].clone();
+    assert_eq!(status["allowed"], true);
+    let reason = r#"RBAC: allowed by ClusterRoleBinding "system:basic-user" of ClusterRole "system:basic-user" to Group "system:authenticated""#;
+    assert_eq!(status["reason"], reason);
+    let ask = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "secrets"}}});
+    assert_eq!(server.post(path, &ask).await["status"], json!({"allowed": false}));
+    let (code, _) = server.call("POST", path, Some(&json!({"spec": {}}))).await;
+    assert_eq!(code, 422);
+    let others = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    assert_eq!(server.call("POST", others, Some(&ask)).await.0, 403);
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+    let rules = server.post(path, &json!({"spec": {"namespace": "default"}})).await;
+    assert_eq!(rules["status"]["incomplete"], false);
+    assert!(!rules["status"]["nonResourceRules"].as_array().unwrap().is_empty());
+}

@@ -83,6 +83,21 @@ impl Authenticator {
         Self { lookup: Lookup::new(store), issuer }
     }
 
+    /// The audiences that the API server accepts.
+    pub fn api_audiences(&self) -> &[String] {
+        self.issuer.audiences()
+    }
+
+    /// The document of `/openid/v1/jwks`.
+    pub fn jwks(&self) -> serde_json::Value {
+        self.issuer.jwks()
+    }
+
+    /// The document of `/.well-known/openid-configuration`; `external` is `https://host:port` of the API server.
+    pub fn openid_configuration(&self, external: &str) -> serde_json::Value {
+        self.issuer.openid_configuration(external)
+    }
+
     /// Who sends a request with these headers over a connection with this verified client certificate (DER).
     pub fn authenticate(
         &self,

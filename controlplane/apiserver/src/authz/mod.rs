@@ -9,6 +9,7 @@ mod feed;
 mod node;
 mod pod_references;
 pub mod rbac;
+pub mod reviews;
 pub mod rules;
 
 pub use attributes::{Attributes, ResourceTarget, Target};
