@@ -149,7 +149,7 @@ impl LabelSelector {
         if let Some(Value::Object(labels)) = selector.get("matchLabels") {
             for (key, value) in labels {
                 let value = value.as_str().unwrap_or_default().to_owned();
-                requirements.push(requirement(key.clone(), Operator::In, vec![value])?);
+                requirements.push(requirement(key.clone(), Operator::Equals, vec![value])?);
             }
         }
         for expression in

@@ -14,6 +14,7 @@ mod service;
 pub mod strategy;
 pub mod table;
 
+pub(crate) use pod::qos_class as pod_qos_class;
 pub use table::{Resource, ResourceTable, Scope, Subresource};
 
 /// The rows of every group, in discovery's order.

@@ -2,6 +2,7 @@
 //! Must not touch the store.
 
 use apimachinery::{
+    default::apply_defaults,
     field::FieldErrors,
     gvk::{GroupKind, GroupVersionKind},
     negotiate::Format,
@@ -56,8 +57,10 @@ pub(crate) fn parse(bytes: &[u8], format: Format) -> Result<Value, ApiError> {
 }
 
 /// Fills in what is left out.
-pub(crate) fn default(resource: &Resource, object: &mut Value) {
-    let _ = (resource, object);
+pub(crate) fn default(object: &mut Value) {
+    let (api_version, kind) =
+        (object::api_version(object).to_owned(), object::kind(object).to_owned());
+    apply_defaults(GroupVersionKind::from_api_version(&api_version, &kind), object);
 }
 
 /// What is wrong with a new object.

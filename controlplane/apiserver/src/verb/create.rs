@@ -66,7 +66,7 @@ pub(crate) async fn create(call: &Call, mut object: Value) -> Result<Stored, Api
     write::check_namespace(call, &mut object)?;
     namespace_guard(call)?;
     let resource = &*call.resource;
-    rules::default(resource, &mut object);
+    rules::default(&mut object);
     if let Some(convert) = resource.convert {
         (convert.to_stored)(&mut object);
     }

@@ -44,6 +44,11 @@ impl Patch {
         }
     }
 
+    /// A patch that names a version is for that version only.
+    pub(crate) fn retry(&self) -> Retry {
+        if self.names_version() { Retry::IfUnversioned } else { Retry::Always }
+    }
+
     /// The patched object.
     pub(crate) fn apply(
         &self,
@@ -67,8 +72,7 @@ pub(crate) async fn run(call: &Call, body: Body, part: Part) -> Result<Response<
     let r = &call.resource;
     let gvk = GroupVersionKind::new(&r.group, &r.version, &r.kind);
     let mut warnings = Vec::new();
-    let retry = if patch.names_version() { Retry::IfUnversioned } else { Retry::Always };
-    let stored = update::change(call, part, retry, |current| {
+    let stored = update::change(call, part, patch.retry(), |current| {
         let mut served = current.clone();
         if let Some(convert) = r.convert {
             (convert.from_stored)(&mut served);

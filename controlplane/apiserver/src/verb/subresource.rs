@@ -1,32 +1,44 @@
 //! Subresources that change or show a part of an object, and the resources that are answered without being stored.
 //! Streams toward nodes are `stream`'s.
 
-use apimachinery::{gvk::GroupVersionKind, object, status::ApiError};
+mod approval;
+mod binding;
+mod eviction;
+mod pod;
+mod review;
+mod scale;
+mod token;
+
+use apimachinery::{object, status::ApiError};
 use http::{Response, StatusCode};
-use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Call, get, patch,
     update::{self, Part},
-    write,
 };
-use crate::{
-    admit::{self, Operation},
-    authz::reviews::Reviews,
-    body::Body,
-    registry, respond,
-    rules::Decoded,
-};
+use crate::{body::Body, registry, respond};
 
 pub(crate) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
     let verb = call.info.verb.as_str();
     let offered =
         call.resource.subresource(&call.info.subresource).is_some_and(|s| s.verbs.contains(&verb));
-    let part = match (offered, call.info.subresource.as_str()) {
-        (true, "status") => Part::STATUS,
-        (true, "token") => return token(call, body).await,
-        (true, "finalize") => Part { isolate: keep_but_finalizers, whole: false },
+    if !offered || call.name().is_empty() {
+        return Err(unsupported(call));
+    }
+    let part = match (call.resource.plural.as_str(), call.info.subresource.as_str()) {
+        (_, "scale") => return Box::pin(scale::run(call, body)).await,
+        ("pods", "binding") => return Box::pin(binding::run(call, body)).await,
+        ("pods", "eviction") => return Box::pin(eviction::run(call, body)).await,
+        ("serviceaccounts", "token") => return token::run(call, body).await,
+        ("certificatesigningrequests", "approval") => approval::APPROVAL,
+        ("certificatesigningrequests", "status") => approval::STATUS,
+        ("pods", "ephemeralcontainers") => pod::EPHEMERAL_CONTAINERS,
+        ("pods", "resize") => pod::RESIZE,
+        ("namespaces", "finalize") => {
+            Part { isolate: keep_but_finalizers, settle: |_, _| Ok(()), whole: false }
+        }
+        (_, "status") => Part::STATUS,
         _ => return Err(unsupported(call)),
     };
     match verb {
@@ -41,47 +53,43 @@ fn unsupported(call: &Call) -> ApiError {
     ApiError::method_not_supported(registry::group_resource(&call.resource), &call.info.verb)
 }
 
-/// Reviews and bindings.
+/// Reviews, bindings and component statuses.
 pub(crate) async fn virtual_resource(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
-    if call.resource.group.starts_with("auth") {
-        return review(call, body).await;
+    match call.resource.plural.as_str() {
+        "bindings" => Box::pin(binding::run(call, body)).await,
+        "componentstatuses" => component_statuses(call),
+        _ if call.resource.group.starts_with("auth") => review::run(call, body).await,
+        _ => Err(unsupported(call)),
     }
-    Err(unsupported(call))
-}
-
-/// A review is answered at once, by its own object with the status filled in.
-async fn review(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
-    let Decoded { mut object, warnings } = write::read_object(call, body).await?;
-    let reviews = Reviews {
-        authorizer: call.server.authorizer(),
-        authenticator: call.server.authenticator(),
-        user: &call.user,
-        namespace: call.namespace(),
-    };
-    reviews
-        .answer(&call.resource.kind, &mut object, Timestamp::now())
-        .unwrap_or_else(|| Err(unsupported(call)))?;
-    let mut response = respond::value(&call.answer, StatusCode::CREATED, &object);
-    respond::warn(&mut response, &warnings);
-    Ok(response)
-}
-
-/// `serviceaccounts/token`.
-async fn token(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
-    let gvk = GroupVersionKind::new("authentication.k8s.io", "v1", "TokenRequest");
-    let Decoded { mut object, warnings } = write::read_kind(call, body, gvk).await?;
-    admit::mutate(call, Operation::Create, &mut object, None).await?;
-    let account = (call.namespace(), call.name());
-    let now = Timestamp::now();
-    let answer = call.server.authenticator().token_request(account, &object, now)?;
-    let mut response = respond::value(&call.answer, StatusCode::CREATED, &answer);
-    respond::warn(&mut response, &warnings);
-    Ok(response)
 }
 
 /// `finalize` of a namespace changes `spec.finalizers` alone.
 fn keep_but_finalizers(object: &mut Value, old: &Value) {
     let finalizers = object::at_mut(object, &["spec", "finalizers"]).take();
+    let version = object::resource_version(object).to_owned();
     *object = old.clone();
     *object::at_mut(object, &["spec", "finalizers"]) = finalizers;
+    *object::at_mut(object, &["metadata", "resourceVersion"]) = version.into();
+}
+
+/// The one component behind this API that is not a pod: the store, under its old name.
+fn component_statuses(call: &Call) -> Result<Response<Body>, ApiError> {
+    let etcd = json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": "etcd-0"},
+        "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
+    match call.name() {
+        "" => {
+            let view = crate::view::View { resource: call.resource.clone(), form: call.form };
+            let list = view.list_of(vec![etcd], &json!({}));
+            Ok(respond::value(&call.answer, StatusCode::OK, &list))
+        }
+        "etcd-0" => Ok(respond::object(call, StatusCode::OK, etcd)),
+        name => Err(ApiError::not_found(registry::group_resource(&call.resource), name)),
+    }
+}
+
+/// `{"kind": "Status", "status": "Success"}` with the status of something created.
+fn created(call: &Call) -> Response<Body> {
+    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+        "code": StatusCode::CREATED.as_u16()});
+    respond::value(&call.answer, StatusCode::CREATED, &success)
 }

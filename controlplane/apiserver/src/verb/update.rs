@@ -36,15 +36,18 @@ const ATTEMPTS_MAX: usize = 5;
 pub(crate) struct Part {
     /// Puts everything else back to what it was.
     pub(crate) isolate: fn(&mut Value, &Value),
+    /// What this part's own rules say about the change, after defaults.
+    pub(crate) settle: fn(&Value, &Value) -> Result<(), ApiError>,
     /// Whether the strategy of whole-object updates and validation apply.
     pub(crate) whole: bool,
 }
 
 impl Part {
     /// The object but for its status.
-    pub(crate) const WHOLE: Self = Self { isolate: |_, _| {}, whole: true };
+    pub(crate) const WHOLE: Self = Self { isolate: |_, _| {}, settle: |_, _| Ok(()), whole: true };
     /// The status.
-    pub(crate) const STATUS: Self = Self { isolate: write::isolate_status, whole: false };
+    pub(crate) const STATUS: Self =
+        Self { isolate: write::isolate_status, settle: |_, _| Ok(()), whole: false };
 }
 
 /// Whether a change is tried again on a newer object.
@@ -104,7 +107,7 @@ pub(crate) async fn change(
         let named = check_version(&call.resource, part, &object, &current)?;
         write::check_uid(&call.resource, object::uid(&object), &current)?;
         prepare(call, part, &mut object, &current).await?;
-        let attempt = Attempt { call, entry: &entry, current: &current, dry };
+        let attempt = Attempt { call, part, entry: &entry, current: &current, dry };
         match attempt.store(object).await? {
             Some(stored) => return Ok(stored),
             None if named && retry == Retry::IfUnversioned => break,
@@ -151,9 +154,10 @@ async fn prepare(
     write::carry_metadata(object, current);
     if part.whole {
         keep_status(resource, object, current);
-        rules::default(resource, object);
         (resource.strategy.prepare_update)(object, current);
     }
+    rules::default(object);
+    (part.settle)(object, current)?;
     admit::mutate(call, Operation::Update, object, Some(current)).await?;
     write::carry_metadata(object, current);
     write::raise_generation(resource, object, current);
@@ -173,6 +177,7 @@ fn keep_status(resource: &Resource, object: &mut Value, current: &Value) {
 
 struct Attempt<'a> {
     call: &'a Call,
+    part: Part,
     entry: &'a Arc<Entry>,
     current: &'a Value,
     dry: bool,
@@ -185,7 +190,9 @@ impl Attempt<'_> {
         let resource = &*call.resource;
         check_finalizers(resource, &object, current)?;
         let alongside = allocate::on_update(&call.server, resource, &mut object, current)?;
-        rules::validate_update(resource, &object, current)?;
+        if self.part.whole {
+            rules::validate_update(resource, &object, current)?;
+        }
         admit::validate(call, Operation::Update, Some(&object), Some(current)).await?;
         if self.dry {
             return Ok(Some(Stored::Dry(object)));
