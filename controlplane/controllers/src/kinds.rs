@@ -1,6 +1,6 @@
 //! The projections that the controllers share: of each kind the fields that some controller reads.
 
-use crate::runtime::object::{projection, slim_meta};
+use crate::runtime::object::{or_default, projection, slim_meta};
 use k8s_openapi::{
     api::core::v1::{Taint, Toleration},
     apimachinery::pkg::{
@@ -50,7 +50,7 @@ pub(crate) struct Pod {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
     pub(crate) spec: PodSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: PodStatus,
 }
 projection!(Pod, NamespaceResourceScope, "", "v1", "Pod", "pods");
@@ -61,18 +61,18 @@ pub(crate) struct PodSpec {
     pub(crate) node_name: Option<String>,
     pub(crate) hostname: Option<String>,
     pub(crate) subdomain: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) containers: Vec<Container>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) init_containers: Vec<Container>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) tolerations: Vec<Toleration>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Container {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) ports: Vec<ContainerPort>,
     pub(crate) restart_policy: Option<String>,
 }
@@ -89,13 +89,13 @@ pub(crate) struct ContainerPort {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodStatus {
     pub(crate) phase: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
     #[serde(rename = "podIP")]
     pub(crate) pod_ip: Option<String>,
-    #[serde(default, rename = "podIPs")]
+    #[serde(default, rename = "podIPs", deserialize_with = "or_default")]
     pub(crate) pod_ips: Vec<PodIp>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) container_statuses: Vec<ContainerStatus>,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct PodIp {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ContainerStatus {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) restart_count: i32,
 }
 
@@ -133,7 +133,7 @@ pub(crate) struct ReplicaSet {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
     pub(crate) spec: ReplicaSetSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: ReplicaSetStatus,
 }
 projection!(ReplicaSet, NamespaceResourceScope, "apps", "v1", "ReplicaSet", "replicasets");
@@ -142,10 +142,10 @@ projection!(ReplicaSet, NamespaceResourceScope, "apps", "v1", "ReplicaSet", "rep
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ReplicaSetSpec {
     pub(crate) replicas: Option<i32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) min_ready_seconds: i32,
     pub(crate) selector: LabelSelector,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) template: Value,
 }
 
@@ -158,6 +158,7 @@ pub(crate) struct ReplicaSetStatus {
     pub(crate) available_replicas: i32,
     pub(crate) terminating_replicas: Option<i32>,
     pub(crate) observed_generation: i64,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
 }
 
@@ -173,7 +174,7 @@ pub(crate) struct Deployment {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
     pub(crate) spec: DeploymentSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: DeploymentStatus,
 }
 projection!(Deployment, NamespaceResourceScope, "apps", "v1", "Deployment", "deployments");
@@ -183,14 +184,14 @@ projection!(Deployment, NamespaceResourceScope, "apps", "v1", "Deployment", "dep
 pub(crate) struct DeploymentSpec {
     pub(crate) replicas: Option<i32>,
     pub(crate) selector: LabelSelector,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) template: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) strategy: DeploymentStrategy,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) min_ready_seconds: i32,
     pub(crate) revision_history_limit: Option<i32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) paused: bool,
     pub(crate) progress_deadline_seconds: Option<i32>,
 }
@@ -223,6 +224,7 @@ pub(crate) struct DeploymentStatus {
     pub(crate) terminating_replicas: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) collision_count: Option<i32>,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
 }
 
@@ -230,9 +232,9 @@ pub(crate) struct DeploymentStatus {
 pub(crate) struct Node {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) spec: NodeSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: NodeStatus,
 }
 projection!(Node, ClusterResourceScope, "", "v1", "Node", "nodes");
@@ -242,19 +244,19 @@ projection!(Node, ClusterResourceScope, "", "v1", "Node", "nodes");
 pub(crate) struct NodeSpec {
     #[serde(rename = "podCIDR")]
     pub(crate) pod_cidr: Option<String>,
-    #[serde(default, rename = "podCIDRs")]
+    #[serde(default, rename = "podCIDRs", deserialize_with = "or_default")]
     pub(crate) pod_cidrs: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) taints: Vec<Taint>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) unschedulable: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct NodeStatus {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) addresses: Vec<NodeAddress>,
 }
 
@@ -267,7 +269,7 @@ pub(crate) struct NodeAddress {
 pub(crate) struct Lease {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) spec: LeaseSpec,
 }
 projection!(Lease, NamespaceResourceScope, "coordination.k8s.io", "v1", "Lease", "leases");
@@ -282,7 +284,7 @@ pub(crate) struct LeaseSpec {
 pub(crate) struct Service {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) spec: ServiceSpec,
 }
 projection!(Service, NamespaceResourceScope, "", "v1", "Service", "services");
@@ -293,13 +295,13 @@ pub(crate) struct ServiceSpec {
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
     pub(crate) selector: Option<BTreeMap<String, String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) ports: Vec<ServicePort>,
     #[serde(rename = "clusterIP")]
     pub(crate) cluster_ip: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) ip_families: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) publish_not_ready_addresses: bool,
 }
 
@@ -319,9 +321,9 @@ pub(crate) struct EndpointSlice {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
     pub(crate) address_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) endpoints: Option<Vec<Endpoint>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) ports: Option<Vec<EndpointPort>>,
 }
 projection!(
@@ -338,7 +340,7 @@ projection!(
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Endpoint {
     pub(crate) addresses: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: EndpointConditions,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) hostname: Option<String>,
@@ -366,20 +368,20 @@ pub(crate) struct EndpointConditions {
 pub(crate) struct TargetRef {
     pub(crate) kind: String,
     pub(crate) name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) namespace: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) uid: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EndpointPort {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) port: Option<i32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) protocol: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) app_protocol: Option<String>,
@@ -389,7 +391,7 @@ pub(crate) struct EndpointPort {
 pub(crate) struct Endpoints {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) subsets: Option<Value>,
 }
 projection!(Endpoints, NamespaceResourceScope, "", "v1", "Endpoints", "endpoints");
@@ -398,23 +400,23 @@ projection!(Endpoints, NamespaceResourceScope, "", "v1", "Endpoints", "endpoints
 pub(crate) struct Namespace {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) spec: NamespaceSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: NamespaceStatus,
 }
 projection!(Namespace, ClusterResourceScope, "", "v1", "Namespace", "namespaces");
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct NamespaceSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) finalizers: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct NamespaceStatus {
     pub(crate) phase: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
 }
 
@@ -429,7 +431,7 @@ projection!(ServiceAccount, NamespaceResourceScope, "", "v1", "ServiceAccount", 
 pub(crate) struct ConfigMap {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) data: BTreeMap<String, String>,
 }
 projection!(ConfigMap, NamespaceResourceScope, "", "v1", "ConfigMap", "configmaps");
@@ -438,7 +440,7 @@ projection!(ConfigMap, NamespaceResourceScope, "", "v1", "ConfigMap", "configmap
 pub(crate) struct Secret {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) data: BTreeMap<String, String>,
 }
 projection!(Secret, NamespaceResourceScope, "", "v1", "Secret", "secrets");
@@ -448,7 +450,7 @@ pub(crate) struct CertificateSigningRequest {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
     pub(crate) spec: CsrSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: CsrStatus,
 }
 projection!(
@@ -463,22 +465,22 @@ projection!(
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CsrSpec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) request: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) signer_name: String,
     pub(crate) expiration_seconds: Option<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) usages: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) username: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) groups: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct CsrStatus {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
     pub(crate) certificate: Option<String>,
 }

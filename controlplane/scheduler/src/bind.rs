@@ -52,6 +52,7 @@ pub(crate) async fn apply_binding(client: &Client, pod: &PodInfo, node: &str) ->
     match client.request::<Value>(request).await {
         Ok(_) => Bound::Yes,
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Bound::Overtaken,
+        Err(kube::Error::Api(status)) => Bound::Failed(status.message),
         Err(error) => Bound::Failed(error.to_string()),
     }
 }

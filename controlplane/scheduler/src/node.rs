@@ -1,7 +1,7 @@
 //! What the scheduler keeps of a node, and the sums over the pods on it. Pure.
 
 use crate::{
-    pod::{HostPort, PodInfo, Resources, projection, slim_meta},
+    pod::{HostPort, PodInfo, Resources, or_default, projection, slim_meta},
     quantity,
     selector::Labels,
 };
@@ -20,37 +20,37 @@ use std::{
 pub struct NodeObject {
     #[serde(deserialize_with = "slim_meta")]
     metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     spec: Spec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     status: Status,
 }
 projection!(NodeObject, ClusterResourceScope, "Node", "nodes");
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Spec {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     unschedulable: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     taints: Vec<Taint>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Status {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     allocatable: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     capacity: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     images: Vec<Image>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Image {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     names: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     size_bytes: i64,
 }
 

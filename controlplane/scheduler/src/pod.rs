@@ -44,6 +44,15 @@ pub(crate) fn slim_meta<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta
     })
 }
 
+/// An explicit null is as good as absent, as everywhere in Kubernetes.
+pub(crate) fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
 /// Implements `kube::Resource` for a projection.
 macro_rules! projection {
     ($name:ident, $scope:ty, $kind:literal, $plural:literal) => {
@@ -79,7 +88,7 @@ pub struct PodObject {
     #[serde(deserialize_with = "slim_meta")]
     metadata: ObjectMeta,
     spec: Spec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     status: Status,
 }
 projection!(PodObject, NamespaceResourceScope, "Pod", "pods");
@@ -90,19 +99,19 @@ struct Spec {
     node_name: Option<String>,
     scheduler_name: Option<String>,
     priority: Option<i32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     containers: Vec<Container>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     init_containers: Vec<Container>,
     overhead: Option<BTreeMap<String, String>>,
     resources: Option<Requirements>,
     node_selector: Option<Labels>,
     affinity: Option<Box<Affinity>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     tolerations: Vec<Toleration>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     topology_spread_constraints: Vec<TopologySpreadConstraint>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     scheduling_gates: Vec<serde::de::IgnoredAny>,
     host_network: Option<bool>,
 }
@@ -113,7 +122,7 @@ struct Container {
     image: Option<String>,
     resources: Option<Requirements>,
     restart_policy: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     ports: Vec<Port>,
 }
 
@@ -135,7 +144,7 @@ struct Port {
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Status {
     phase: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     conditions: Vec<Condition>,
 }
 

@@ -112,6 +112,15 @@ struct SlimMeta {
     finalizers: Option<Vec<String>>,
 }
 
+/// An explicit null is as good as absent, as everywhere in Kubernetes.
+pub(crate) fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
 /// The largest annotation by far, and one no controller reads.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
