@@ -108,7 +108,8 @@ fn mount_token(pod: &mut Value, new_name: &str) {
     let mount = json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH});
     let mut mounted = false;
     for list in CONTAINERS {
-        for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+        let containers = pod["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if !mounts.is_array() {
                 *mounts = json!([]);
