@@ -31,6 +31,7 @@ async fn a_pod_gets_its_account_token_priority_and_tolerations() {
     assert_eq!(spec["containers"][0]["volumeMounts"][0]["name"], volume["name"]);
     let token = &volume["projected"]["sources"][0]["serviceAccountToken"];
     assert_eq!(token["expirationSeconds"], 3607);
+    assert!(!made.to_string().contains("null"), "clients take null for no list: {made}");
 }
 
 #[tokio::test]

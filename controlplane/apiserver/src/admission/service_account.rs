@@ -175,6 +175,9 @@ mod tests {
         let once = pod.clone();
         mount_token(&mut pod, "kube-api-access-fghij");
         assert_eq!(pod, once);
+        let mut plain = json!({"spec": {"containers": [{"name": "a"}]}});
+        mount_token(&mut plain, "kube-api-access-abcde");
+        assert!(!plain.to_string().contains("null"), "{plain}");
     }
 
     #[test]
