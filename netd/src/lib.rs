@@ -7,8 +7,11 @@
 
 mod cluster;
 mod config;
+mod desired;
+mod diff;
 mod error;
 mod ipam;
+mod kernel;
 mod link;
 mod netns;
 mod network;
@@ -16,8 +19,12 @@ mod overlay;
 mod pods;
 mod projection;
 mod remove;
+mod render;
 mod route;
+mod rules;
 mod saved;
+mod script;
+mod services;
 mod sysctl;
 mod topology;
 mod tracker;
@@ -35,6 +42,7 @@ use tokio::task::JoinSet;
 
 use crate::network::Network;
 use crate::pods::Pods;
+use crate::services::Services;
 use crate::tracker::Tracker;
 
 /// A pod that wants a network.
@@ -105,6 +113,11 @@ pub struct Netd {
     requests: mpsc::Sender<pods::Request>,
     table: watch::Receiver<pods::Table>,
     readiness: watch::Receiver<Readiness>,
+    programmed: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
+    /// Tasks that end by themselves after `stop`: they have something to finish.
+    finishing: JoinSet<()>,
+    /// Tasks that can be dropped at any point.
     tasks: JoinSet<()>,
 }
 
@@ -139,8 +152,28 @@ impl Netd {
             readiness,
         };
         tasks.spawn(network.run());
-        tracker.spawn(&mut tasks, &client, &config.state_dir);
-        Ok(Netd { requests, table: table_changes, readiness: readiness_changes, tasks })
+        let (stop, _) = watch::channel(false);
+        let (programmed, programmed_changes) = watch::channel(false);
+        let services = Services {
+            config: config.clone(),
+            tracker: tracker.clone(),
+            pods: table.subscribe(),
+            programmed,
+            stop: stop.subscribe(),
+        };
+        let mut finishing = JoinSet::new();
+        finishing.spawn(services.run());
+        tracker.spawn_saving(&mut finishing, &config.state_dir, stop.subscribe());
+        tracker.spawn(&mut tasks, &client);
+        Ok(Netd {
+            requests,
+            table: table_changes,
+            readiness: readiness_changes,
+            programmed: programmed_changes,
+            stop,
+            finishing,
+            tasks,
+        })
     }
 
     /// Gives a pod its namespace, link and addresses; for a UID that has them, says which they are.
@@ -169,9 +202,16 @@ impl Netd {
         self.readiness.clone()
     }
 
+    /// Becomes true when the rules of services are in the kernel for the first time.
+    pub fn programmed(&self) -> watch::Receiver<bool> {
+        self.programmed.clone()
+    }
+
     /// Stops following the cluster; leaves rules, routes and links as they are.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        self.stop.send_replace(true);
+        while self.finishing.join_next().await.is_some() {}
     }
 
     /// Removes all that netd ever made on this node, and nothing else.

@@ -8,10 +8,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, State};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::netns;
@@ -24,6 +25,10 @@ const POD_LINK: &str = "eth0";
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// A pod's IPv6 gateway.
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Between two looks at a new link's state; it is up within one or two.
+const CARRIER_CHECK: Duration = Duration::from_millis(1);
+/// Looks at a new link's state before it is taken as it is.
+const CARRIER_CHECKS_MAX: u32 = 50;
 /// MAC of every host end: each is the only other station on its link.
 const HOST_MAC: [u8; 6] = [0x02, 0x66, 0x6c, 0x74, 0x00, 0x01];
 
@@ -167,6 +172,20 @@ pub(crate) async fn apply_host_end(
     for address in addresses {
         let neighbour = handle.neighbours().add(index, *address);
         neighbour.link_layer_address(&mac).replace().execute().await?;
+    }
+    Ok(())
+}
+
+/// Waits until the kernel has seen the carrier of both ends: packets before that are dropped. Bounded, since a pod that is
+/// slow to answer is better than none.
+pub(crate) async fn await_carrier(handle: &Handle, index: u32) -> Result<(), LinkError> {
+    for _ in 0..CARRIER_CHECKS_MAX {
+        let link = handle.link().get().match_index(index).execute().try_next().await?;
+        let up = LinkAttribute::OperState(State::Up);
+        if link.is_none_or(|link| link.attributes.contains(&up)) {
+            return Ok(());
+        }
+        tokio::time::sleep(CARRIER_CHECK).await;
     }
     Ok(())
 }

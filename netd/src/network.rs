@@ -136,6 +136,8 @@ impl Network {
         let uplink = route::observe_uplink(&self.handle, &self.config.node_ips)
             .await
             .map_err(kernel("looking for the node's own link"))?;
+        // In this order: a route that is observed has its pod in the table already.
+        let observed = self.observe_routes(ipv6).await?;
         let mut desired = self.pod_routes().await?;
         if let Some(uplink) = &uplink {
             desired.extend(plan_service_routes(&self.config.service_cidrs, uplink));
@@ -146,7 +148,7 @@ impl Network {
             let overlay = self.apply_overlay(&topology, uplink).await?;
             desired.extend(plan_node_routes(&topology, uplink, overlay, &own));
         }
-        self.apply_routes(&desired, ipv6).await?;
+        self.apply_routes(&desired, &observed, ipv6).await?;
         self.publish(match own_cidrs.is_empty() {
             true => Readiness::NoPodCidr,
             false => Readiness::Ready,
@@ -206,21 +208,34 @@ impl Network {
         Ok(Some(index))
     }
 
+    async fn observe_routes(&self, ipv6: bool) -> Result<BTreeSet<Route>, NetworkError> {
+        route::observe(&self.handle, self.config.route_protocol, ipv6)
+            .await
+            .map_err(kernel("listing routes"))
+    }
+
     async fn apply_routes(
         &self,
         desired: &BTreeSet<Route>,
+        observed: &BTreeSet<Route>,
         ipv6: bool,
     ) -> Result<(), NetworkError> {
-        let protocol = self.config.route_protocol;
-        let observed =
-            route::observe(&self.handle, protocol, ipv6).await.map_err(kernel("listing routes"))?;
-        let plan = route::plan_routes(desired, &observed);
-        if plan != route::RoutePlan::default() {
-            tracing::debug!(?plan, "routes");
+        let plan = route::plan_routes(desired, observed);
+        if plan == route::RoutePlan::default() {
+            return Ok(());
         }
-        route::apply(&self.handle, &plan, protocol)
-            .await
-            .map_err(|(route, source)| NetworkError::Route { route, source })
+        tracing::debug!(?plan, "routes");
+        match route::apply(&self.handle, &plan, self.config.route_protocol).await {
+            Ok(()) => Ok(()),
+            // A pod's attachment may have made it meanwhile; what somebody else has there stays an error.
+            Err((route, source)) if source.is(nix::Error::EEXIST) => {
+                match self.observe_routes(ipv6).await?.contains(&route) {
+                    true => Ok(()),
+                    false => Err(NetworkError::Route { route, source }),
+                }
+            }
+            Err((route, source)) => Err(NetworkError::Route { route, source }),
+        }
     }
 }
 

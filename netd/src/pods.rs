@@ -151,19 +151,19 @@ impl Pods {
         let file = self.record_file(&pod.uid);
         saved::store(&file, &record)
             .map_err(|source| AttachError::State { path: file.clone(), source })?;
+        // Published before its route is made: who sees a pod's route without its pod would delete it.
+        self.table.send_if_modified(|table| {
+            table.insert(pod.uid.clone(), record.clone()).as_ref() != Some(&record)
+        });
         if let Err(error) = self.ensure_link(&pin, &record).await {
             // A pod that had its network keeps what is left of it.
             if new {
-                self.undo(&pod.uid, &record).await;
+                self.undo(&pod.uid).await;
             }
             return Err(error);
         }
         tracing::debug!(pod = pod.name, namespace = pod.namespace, uid = pod.uid, ips = ?record.addresses, "attached");
-        let ips = record.addresses.clone();
-        self.table.send_if_modified(|table| {
-            table.insert(pod.uid.clone(), record.clone()).as_ref() != Some(&record)
-        });
-        Ok(PodNetwork { netns: pin, ips })
+        Ok(PodNetwork { netns: pin, ips: record.addresses })
     }
 
     fn reserve(&mut self, pod: &PodAttachment) -> Result<Record, AttachError> {
@@ -229,6 +229,7 @@ impl Pods {
         link::apply_host_end(&self.handle, index, &record.addresses)
             .await
             .map_err(failed("bringing the host's end up"))?;
+        link::await_carrier(&self.handle, index).await.map_err(failed("waiting for the link"))?;
         for route in routes(record, index) {
             route::replace(&self.handle, &route, self.config.route_protocol)
                 .await
@@ -237,9 +238,7 @@ impl Pods {
         Ok(())
     }
 
-    async fn undo(&mut self, uid: &str, record: &Record) {
-        let record = record.clone();
-        self.table.send_if_modified(|table| table.insert(uid.to_owned(), record).is_none());
+    async fn undo(&mut self, uid: &str) {
         if let Err(error) = self.detach(uid).await {
             tracing::warn!(uid, %error, "a half-made pod network stays until it is asked for again");
         }

@@ -10,7 +10,9 @@ use std::path::Path;
 use rtnetlink::Handle;
 
 use crate::error::RemoveError;
+use crate::kernel::{nft, nft_dump};
 use crate::link::{self, LinkError};
+use crate::rules::{Family, Ruleset};
 use crate::{Config, netns, network, pods, route, saved, sysctl};
 
 /// Removes everything of ours; `left` in the error names what stayed.
@@ -22,6 +24,7 @@ pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
         }
     };
     check("network namespaces", remove_pins(config).map_err(text));
+    check("rules", remove_tables(config));
     match rtnetlink::new_connection_with_strict_check() {
         Ok((connection, handle, _)) => {
             let connection = tokio::spawn(connection);
@@ -40,6 +43,15 @@ pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
 
 fn text(error: impl std::error::Error + Send + Sync + 'static) -> String {
     format!("{:#}", anyhow::Error::new(error))
+}
+
+fn remove_tables(config: &Config) -> Result<(), String> {
+    for family in Family::BOTH {
+        if nft_dump::exists(family, &config.table).map_err(text)? {
+            nft::apply(&Ruleset::uninstall(family, &config.table)).map_err(text)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_pins(config: &Config) -> io::Result<()> {

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::cluster::{Cluster, Key, Object, Service, Slice};
 use crate::projection::{NodeObject, Projection, ServiceObject, SliceObject};
 use crate::saved;
+use crate::services::stopped;
 use crate::topology::NodeView;
 
 /// Between a change and its being saved, and so between two writes: flash wears out.
@@ -28,7 +29,12 @@ const SAVE_DELAY: Duration = Duration::from_secs(10);
 pub(crate) struct Tracker {
     cluster: Arc<Mutex<Cluster>>,
     version: watch::Sender<u64>,
+    /// How many kinds have been listed whole.
+    listed: watch::Sender<u32>,
 }
+
+/// Services, slices, nodes.
+const KINDS: u32 = 3;
 
 /// The file's form: lists, since JSON has no maps by namespace and name.
 #[derive(Default, Serialize, Deserialize)]
@@ -48,7 +54,11 @@ impl Tracker {
         for (service, name, slice) in saved.slices {
             cluster.insert(Object::Slice(Key { namespace: service.namespace, name }, slice));
         }
-        Ok(Tracker { cluster: Arc::new(Mutex::new(cluster)), version: watch::Sender::new(1) })
+        Ok(Tracker {
+            cluster: Arc::new(Mutex::new(cluster)),
+            version: watch::Sender::new(1),
+            listed: watch::Sender::new(0),
+        })
     }
 
     /// The state; never held over an await.
@@ -62,6 +72,12 @@ impl Tracker {
         self.version.subscribe()
     }
 
+    /// Returns when all kinds have been listed once.
+    pub(crate) async fn listed(&self) {
+        // The sender lives in `self`.
+        drop(self.listed.subscribe().wait_for(|listed| *listed >= KINDS).await);
+    }
+
     /// Changes the state by hand, as an event would.
     fn change(&self, change: impl FnOnce(&mut Cluster) -> bool) {
         let changed = change(&mut self.read());
@@ -70,12 +86,21 @@ impl Tracker {
         }
     }
 
-    /// Starts the watches and the saving.
-    pub(crate) fn spawn(&self, tasks: &mut JoinSet<()>, client: &Client, state_dir: &Path) {
+    /// Starts the watches.
+    pub(crate) fn spawn(&self, tasks: &mut JoinSet<()>, client: &Client) {
         tasks.spawn(self.clone().follow::<ServiceObject>(client.clone()));
         tasks.spawn(self.clone().follow::<SliceObject>(client.clone()));
         tasks.spawn(self.clone().follow::<NodeObject>(client.clone()));
-        tasks.spawn(self.clone().save(state_dir.join(saved::CLUSTER)));
+    }
+
+    /// Starts the saving; it ends, with all saved, when `stop` says so.
+    pub(crate) fn spawn_saving(
+        &self,
+        tasks: &mut JoinSet<()>,
+        state_dir: &Path,
+        stop: watch::Receiver<bool>,
+    ) {
+        tasks.spawn(self.clone().save(state_dir.join(saved::CLUSTER), stop));
     }
 
     async fn follow<K: Projection>(self, client: Client) {
@@ -84,6 +109,7 @@ impl Tracker {
             watcher(api, watcher::Config::default().any_semantic()).default_backoff()
         );
         let mut listed: Vec<Object> = Vec::new();
+        let mut first = true;
         loop {
             match stream.try_next().await {
                 Ok(Some(watcher::Event::Init)) => listed.clear(),
@@ -91,6 +117,9 @@ impl Tracker {
                 Ok(Some(watcher::Event::InitDone)) => {
                     let objects = std::mem::take(&mut listed);
                     self.change(|cluster| cluster.replace(K::KIND, objects));
+                    if std::mem::take(&mut first) {
+                        self.listed.send_modify(|listed| *listed += 1);
+                    }
                 }
                 Ok(Some(watcher::Event::Apply(object))) => {
                     let key = object.key();
@@ -110,11 +139,20 @@ impl Tracker {
         }
     }
 
-    async fn save(self, path: PathBuf) {
+    async fn save(self, path: PathBuf, mut stop: watch::Receiver<bool>) {
         let mut changes = self.changes();
         let mut last = std::fs::read(&path).unwrap_or_default();
-        while changes.changed().await.is_ok() {
-            tokio::time::sleep(SAVE_DELAY).await;
+        loop {
+            let ending = tokio::select! {
+                changed = changes.changed() => changed.is_err(),
+                () = stopped(&mut stop) => true,
+            };
+            if !ending {
+                tokio::select! {
+                    () = tokio::time::sleep(SAVE_DELAY) => {}
+                    () = stopped(&mut stop) => {}
+                }
+            }
             changes.mark_unchanged();
             match self.encode() {
                 Ok(text) if text == last => {}
@@ -125,6 +163,9 @@ impl Tracker {
                     }
                 },
                 Err(error) => tracing::warn!(%error, "cluster state not encoded"),
+            }
+            if ending {
+                return;
             }
         }
     }

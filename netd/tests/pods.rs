@@ -11,47 +11,9 @@
 mod lab;
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use lab::{Api, Host, eventually, is_root, node, sh_in};
-use netd::{Config, Netd, PodAttachment, PodNetwork, Readiness};
-
-fn config(host: &Host, ip: &str) -> Config {
-    let mut config = Config::new(host.name.clone(), vec![ip.parse().unwrap()]);
-    config.run_dir = host.dir.join("run");
-    config.state_dir = host.dir.join("state");
-    config
-}
-
-fn pod(uid: &str) -> PodAttachment {
-    PodAttachment {
-        uid: uid.to_owned(),
-        namespace: "default".to_owned(),
-        name: uid.to_owned(),
-        host_ports: Vec::new(),
-    }
-}
-
-async fn ready(netd: &Netd) {
-    let mut readiness = netd.readiness();
-    let wait = readiness.wait_for(|state| *state == Readiness::Ready);
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("ready in time").unwrap();
-}
-
-/// Starts netd on a host; it lives until the host is dropped or it is stopped through the answer.
-fn start(host: &Host, ip: &str, api: &Api) -> std::sync::Arc<Netd> {
-    let (config, client) = (config(host, ip), api.clone());
-    host.run(move || async move {
-        let netd = Netd::start(config, client.client()).await.unwrap();
-        ready(&netd).await;
-        std::sync::Arc::new(netd)
-    })
-}
-
-fn attach(host: &Host, netd: &std::sync::Arc<Netd>, uid: &str) -> PodNetwork {
-    let (netd, pod) = (netd.clone(), pod(uid));
-    host.run(move || async move { netd.attach(pod).await.unwrap() })
-}
+use lab::{Api, Host, attach, config, eventually, is_root, node, sh_in, start};
+use netd::{Netd, PodNetwork};
 
 fn ping(from: &PodNetwork, to: IpAddr) -> Result<(), String> {
     let (ok, output) = sh_in(&from.netns, &format!("busybox ping -c1 -W1 {to}"));
@@ -65,7 +27,7 @@ fn pods_reach_each_other_and_leave_nothing() {
     }
     let (host, outside) = (Host::new("n1"), Host::new("out"));
     host.cable("up0", "192.0.2.1/24", (&outside, "192.0.2.9/24"));
-    let snapshot = "ip -o link | grep -v '^1:'; ip -o -4 addr; ip route show table all; ip neigh; sysctl -a 2>/dev/null | grep -E 'forward|redirects'";
+    let snapshot = "ip -o link | grep -v '^1:'; ip -o -4 addr; ip -4 route show table all; ip neigh; nft list ruleset; sysctl -a 2>/dev/null | grep -E 'forward|redirects'";
     let before = host.sh(snapshot);
     let api = Api::new();
     api.apply("nodes", node("n1", "192.0.2.1", "10.244.1.0/24"));
@@ -105,7 +67,10 @@ fn pods_reach_each_other_and_leave_nothing() {
         netd.stop().await;
         Netd::remove(config).await.unwrap();
     });
-    assert_eq!(host.sh(snapshot), before);
+    let after = host.sh(snapshot);
+    let lost: Vec<_> = before.lines().filter(|line| !after.contains(line)).collect();
+    let left: Vec<_> = after.lines().filter(|line| !before.contains(line)).collect();
+    assert!(after == before, "lost {lost:#?}, left {left:#?}");
 }
 
 #[test]

@@ -2,7 +2,13 @@
 //!
 //! A host is a thread in a namespace of its own with its own runtime; what it starts is in that namespace too.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
+
+mod agent;
+mod traffic;
+
+pub(crate) use agent::{attach, attach_with_ports, config, start};
+pub(crate) use traffic::{Server, UdpClient, answering, request};
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,6 +29,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Whether the tests that change the kernel can run here; says so when they can't.
 pub(crate) fn is_root(test: &str) -> bool {
+    // `RUST_LOG=netd=debug` shows what netd does.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
     let root = nix::unistd::geteuid().is_root();
     if !root {
         eprintln!("SKIPPED {test}: needs root for network namespaces");
@@ -92,8 +101,8 @@ impl Host {
         result.blocking_recv().expect("the job ended")
     }
 
-    fn netns(&self) -> String {
-        format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid)
+    pub(crate) fn netns(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid))
     }
 
     /// Runs a shell command in the host's namespace; panics with its output when it fails.
@@ -104,7 +113,7 @@ impl Host {
     }
 
     pub(crate) fn try_sh(&self, script: &str) -> (bool, String) {
-        sh_in(Path::new(&self.netns()), script)
+        sh_in(&self.netns(), script)
     }
 
     /// Connects two hosts by a cable, named `link` at both ends; each end is up and has its address.
@@ -256,4 +265,28 @@ pub(crate) fn node(name: &str, ip: &str, cidr: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
         "status": {"addresses": [{"type": "InternalIP", "address": ip},
                                  {"type": "Hostname", "address": name}]}})
+}
+
+/// A `Service` with these fields of `spec` beside name `web`, TCP and UDP port 80.
+pub(crate) fn service(cluster_ip: &str, more: &Value) -> Value {
+    let mut spec = json!({"type": "NodePort", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+        "ports": [{"name": "tcp", "protocol": "TCP", "port": 80, "nodePort": 30080},
+                  {"name": "udp", "protocol": "UDP", "port": 80, "nodePort": 30080}]});
+    for (name, value) in more.as_object().unwrap() {
+        spec[name] = value.clone();
+    }
+    json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec})
+}
+
+/// The `EndpointSlice` of `web`: ready endpoints (address, node) on port 8080.
+pub(crate) fn slice(endpoints: &[(String, &str)]) -> Value {
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|(ip, node)| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": true}}))
+        .collect();
+    json!({"metadata": {"name": "web-x", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "endpoints": endpoints,
+        "ports": [{"name": "tcp", "protocol": "TCP", "port": 8080},
+                  {"name": "udp", "protocol": "UDP", "port": 8080}]})
 }
