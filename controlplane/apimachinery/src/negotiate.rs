@@ -10,8 +10,6 @@ pub enum Format {
     Json,
     /// `application/yaml`
     Yaml,
-    /// `application/vnd.kubernetes.protobuf`: read, never written.
-    Protobuf,
 }
 
 impl Format {
@@ -20,7 +18,6 @@ impl Format {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
-            Self::Protobuf => PROTOBUF,
         }
     }
 }
@@ -58,7 +55,6 @@ pub struct Answer {
     pub stream: bool,
 }
 
-const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
 /// More ranges than this in one header are not read.
 const RANGES_MAX: usize = 32;
@@ -145,8 +141,7 @@ pub fn body_format(content_type: Option<&str>) -> Result<Format, ApiError> {
     match media_type(content_type).as_str() {
         "" | "application/json" => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
-        PROTOBUF => Ok(Format::Protobuf),
-        _ => Err(ApiError::unsupported_media_type(&[ACCEPTED[0], ACCEPTED[1], PROTOBUF])),
+        _ => Err(ApiError::unsupported_media_type(&ACCEPTED)),
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn value(answer: &Answer, status: StatusCode, value: &Value) -> Respo
             let text = serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string());
             body::respond(status, Format::Json.content_type(), text + "\n")
         }
-        Format::Json | Format::Protobuf => body::json(status, value),
+        Format::Json => body::json(status, value),
         Format::Yaml => match serde_saphyr::to_string(value) {
             Ok(text) => body::respond(status, Format::Yaml.content_type(), text),
             Err(e) => error(&ApiError::internal(format!("write YAML: {e}"))),

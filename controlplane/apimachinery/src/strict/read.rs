@@ -9,7 +9,6 @@ use thiserror::Error as ThisError;
 
 use super::PROBLEMS_MAX;
 use crate::negotiate::Format;
-use crate::protobuf::{self, ProtobufError};
 
 /// A body that is no JSON or YAML.
 #[derive(Debug, ThisError)]
@@ -23,9 +22,6 @@ pub enum ReadError {
     /// Malformed YAML.
     #[error("error converting YAML to JSON: {0}")]
     Yaml(String),
-    /// Malformed protobuf.
-    #[error(transparent)]
-    Protobuf(#[from] ProtobufError),
 }
 
 /// What was read.
@@ -65,8 +61,6 @@ fn run(body: &[u8], format: Format, tracker: &mut Tracker) -> Result<Value, Read
             json.end().map_err(ReadError::Json)?;
             Ok(value)
         }
-        // It has no keys that could come up twice; their order says nothing.
-        Format::Protobuf => Ok(protobuf::read(body)?),
         Format::Yaml => {
             let options = serde_saphyr::options! {
                 duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,

@@ -72,6 +72,7 @@ pub(crate) async fn create(call: &Call, mut object: Value) -> Result<Stored, Api
     }
     admit::mutate(call, Operation::Create, &mut object, None).await?;
     prepare(resource, &mut object);
+    note_requestor(call, &mut object);
     let generate = if object::name(&object).is_empty() {
         object::generate_name(&object).to_owned()
     } else {
@@ -114,6 +115,27 @@ fn prepare(resource: &Resource, object: &mut Value) {
         object["status"] = status();
     }
     (resource.strategy.prepare_create)(object);
+}
+
+/// A signing request says who made it, whatever the client wrote (Kubernetes 1.36, csrStrategy).
+fn note_requestor(call: &Call, object: &mut Value) {
+    let resource = &call.resource;
+    if resource.group != "certificates.k8s.io" || resource.plural != "certificatesigningrequests" {
+        return;
+    }
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for field in ["username", "uid", "groups", "extra"] {
+        spec.remove(field);
+    }
+    spec.insert("username".to_owned(), call.user.name.clone().into());
+    spec.insert("groups".to_owned(), call.user.groups.clone().into());
+    if !call.user.uid.is_empty() {
+        spec.insert("uid".to_owned(), call.user.uid.clone().into());
+    }
+    if !call.user.extra.is_empty() {
+        let extra = call.user.extra.iter().map(|(key, all)| (key.clone(), all.clone().into()));
+        spec.insert("extra".to_owned(), Value::Object(extra.collect()));
+    }
 }
 
 async fn attempt(call: &Call, object: &mut Value, dry: bool) -> Result<Option<Stored>, ApiError> {
