@@ -90,6 +90,21 @@ impl DeviceKey {
         Ok(params.serialize_request(&self.pair)?.pem()?)
     }
 
+    /// Certificate and key as ureq wants them.
+    pub(crate) fn client_certificate(
+        &self,
+        node_pem: &str,
+    ) -> Result<ureq::tls::ClientCert, IdentityError> {
+        let chain: Vec<ureq::tls::Certificate<'static>> =
+            certificates(node_pem, Path::new("node.crt"))?
+                .iter()
+                .map(|certificate| ureq::tls::Certificate::from_der(certificate).to_owned())
+                .collect();
+        let key = ureq::tls::PrivateKey::from_pem(self.pair.serialize_pem().as_bytes())
+            .map_err(|_| IdentityError::Crypto)?;
+        Ok(ureq::tls::ClientCert::new_with_certs(&chain, key))
+    }
+
     /// AES-256-GCM with a key derived from the device key: version, nonce, ciphertext and tag.
     pub(crate) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, IdentityError> {
         let mut nonce = [0u8; NONCE_LEN];

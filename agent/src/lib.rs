@@ -7,19 +7,32 @@
 #![allow(dead_code, reason = "rooms are built before the hall that connects them")]
 
 mod cgroup;
+mod checkpoint;
+mod cli;
 mod config;
 mod connection;
+mod context;
+mod engine;
 mod events;
 mod identity;
+mod join;
+mod leave;
+mod local;
 mod node;
+mod objects;
 mod pod;
+mod probe;
+mod run;
 mod runtime;
+mod services;
+mod source;
 mod tunnel;
+mod volume;
 
 use std::process::ExitCode;
 
 /// The binary's main function.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    cli::main()
 }

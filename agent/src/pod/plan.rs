@@ -149,7 +149,7 @@ pub(crate) fn is_over(spec: &PodSpec, observed: &Observed) -> bool {
 pub(crate) fn has_initialized(spec: &PodSpec, observed: &Observed) -> bool {
     spec.containers.iter().any(|container| {
         let container = of(observed, &container.name);
-        container.restarts > 0 || !matches!(container.life, Life::Absent) || container.tried
+        container.tried || !matches!(container.life, Life::Absent)
     })
 }
 
@@ -170,7 +170,7 @@ fn probe_grace(spec: &PodSpec, name: &str, reason: &KillReason) -> Option<i64> {
     let probe = match reason {
         KillReason::Probe("startup") => container.startup_probe.as_ref(),
         KillReason::Probe(_) => container.liveness_probe.as_ref(),
-        KillReason::PostStartHook(_) => None,
+        KillReason::PostStartHook(_) | KillReason::Changed => None,
     };
     probe?.termination_grace_period_seconds
 }

@@ -59,6 +59,11 @@ pub(crate) fn find_container<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Co
     init_containers(spec).iter().chain(&spec.containers).find(|container| container.name == name)
 }
 
+pub(crate) fn find_container_image(pod: &Pod, name: &str) -> String {
+    let container = pod.spec.as_ref().and_then(|spec| find_container(spec, name));
+    container.and_then(|container| container.image.clone()).unwrap_or_default()
+}
+
 pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
     pod.metadata
         .deletion_grace_period_seconds

@@ -98,6 +98,8 @@ pub(crate) enum KillReason {
     /// The liveness or startup probe named here failed.
     Probe(&'static str),
     PostStartHook(String),
+    /// Its image was changed in the spec.
+    Changed,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -137,9 +139,12 @@ pub(crate) struct ContainerObserved {
     /// The predecessor's end.
     pub(crate) last: Option<Ended>,
     pub(crate) waiting: Option<Waiting>,
+    /// What `waiting` becomes later (`ErrImagePull` turns into `ImagePullBackOff`).
+    pub(crate) waiting_next: Option<(Timestamp, Waiting)>,
     /// Not before, after a failed pull or creation.
     pub(crate) retry_at: Option<Timestamp>,
     pub(crate) backoff: Option<Backoff>,
+    pub(crate) pull_backoff: Option<Backoff>,
     /// Whether the startup probe, if any, has passed.
     pub(crate) started: bool,
     /// What the readiness probe says; without one, whether it is started.

@@ -138,7 +138,9 @@ fn render_container(
         }),
         ..Default::default()
     };
-    let default_waiting = || waiting(default_reason, "");
+    // A restart under way shows the last end until the new process runs.
+    let default_waiting =
+        || state.last.as_ref().map_or_else(|| waiting(default_reason, ""), terminated);
     let explicit = state.waiting.as_ref().map(|why| waiting(&why.reason, &why.message));
     let current = match &state.life {
         Life::Absent | Life::Starting => explicit.unwrap_or_else(default_waiting),

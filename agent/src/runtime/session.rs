@@ -64,7 +64,7 @@ impl ExecSession {
     }
 
     /// Signals it.
-    pub(crate) async fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
+    pub(crate) async fn signal(&mut self, signal: i32) -> Result<(), RuntimeError> {
         self.runtime.signal_exec(self.exec, signal).await
     }
 
@@ -102,7 +102,7 @@ impl AttachSession {
     }
 
     /// Sets the size of the container's terminal.
-    pub(crate) async fn resize(&self, size: TerminalSize) -> Result<(), RuntimeError> {
+    pub(crate) async fn resize(&mut self, size: TerminalSize) -> Result<(), RuntimeError> {
         self.runtime.resize(&self.id, size).await
     }
 }

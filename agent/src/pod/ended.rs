@@ -1,0 +1,215 @@
+//! From what the monitor says of a container to what is observed of it: how it ended, with which
+//! message, and which container of a pod it is after a restart of the agent.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use monitor::protocol::{ContainerState, Phase};
+
+use crate::pod::container;
+use crate::pod::state::{ContainerObserved, Ended, Life};
+use crate::pod::{spec, status};
+
+/// Kubernetes 1.36: longest termination message, and what of the log stands in for it.
+const MESSAGE_BYTES_MAX: u64 = 4096;
+const LOG_BYTES_MAX: u64 = 2048;
+const LOG_LINES_MAX: usize = 80;
+
+/// The API tells time in seconds.
+pub(crate) fn seconds(nanoseconds: i64) -> Timestamp {
+    Timestamp::from_second(nanoseconds.div_euclid(1_000_000_000)).unwrap_or_default()
+}
+
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
+}
+
+pub(crate) fn ended(state: &ContainerState) -> Option<Ended> {
+    let exit = state.exit.as_ref()?;
+    let reason = match exit.code {
+        _ if exit.lost => "ContainerStatusUnknown",
+        _ if exit.oom_killed => "OOMKilled",
+        0 => "Completed",
+        _ => "Error",
+    };
+    let message = if exit.lost {
+        "The container could not be located when the pod was terminated".to_owned()
+    } else {
+        termination_message(state, exit.code)
+    };
+    Some(Ended {
+        id: state.id.clone(),
+        code: exit.code,
+        signal: exit.signal,
+        reason: reason.to_owned(),
+        message,
+        started_at: Some(seconds(state.started_at.unwrap_or(state.created_at))),
+        finished_at: seconds(exit.finished_at),
+    })
+}
+
+fn termination_message(state: &ContainerState, code: i32) -> String {
+    let path = state.annotations.get(container::TERMINATION_LOG);
+    let text = path.and_then(|path| read_head(Path::new(path)).ok()).unwrap_or_default();
+    let policy = state.annotations.get(container::TERMINATION_POLICY).map(String::as_str);
+    if !text.is_empty() || policy != Some("FallbackToLogsOnError") || code == 0 {
+        return text;
+    }
+    state.log_path.as_deref().and_then(|path| log_tail(path).ok()).unwrap_or_default()
+}
+
+fn read_head(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last lines of a CRI log, without its time stamps.
+fn log_tail(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX * 4)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_BYTES_MAX * 4).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let first = lines.len().saturating_sub(LOG_LINES_MAX);
+    let mut tail = lines[first..].iter().map(|line| format!("{line}\n")).collect::<String>();
+    let limit = usize::try_from(LOG_BYTES_MAX).unwrap_or(usize::MAX);
+    while tail.len() > limit {
+        let cut = tail.char_indices().nth(1).map_or(tail.len(), |(at, _)| at);
+        tail.drain(..cut.max(tail.len() - limit).min(tail.len()));
+        if !tail.is_char_boundary(0) {
+            break;
+        }
+    }
+    Ok(tail)
+}
+
+/// Containers of a pod found running (or ended) when the agent starts.
+pub(crate) fn adopt(pod: &Pod, states: &[ContainerState]) -> BTreeMap<String, ContainerObserved> {
+    let mut adopted = BTreeMap::new();
+    let Some(spec) = &pod.spec else { return adopted };
+    for container in spec::init_containers(spec).iter().chain(&spec.containers) {
+        let mut own: Vec<&ContainerState> =
+            states.iter().filter(|state| state.name == container.name).collect();
+        own.retain(|state| state.phase != Phase::Created);
+        own.sort_by_key(|state| state.attempt);
+        let Some((latest, before)) = own.split_last() else {
+            if let Some(base) = restarts_before(pod, &container.name) {
+                let observed = ContainerObserved { restarts: base, ..Default::default() };
+                adopted.insert(container.name.clone(), observed);
+            }
+            continue;
+        };
+        let running = latest.phase == Phase::Running;
+        let life = match ended(latest) {
+            Some(end) if !running => Life::Exited(end),
+            _ => Life::Running {
+                id: latest.id.clone(),
+                started_at: seconds(latest.started_at.unwrap_or(latest.created_at)),
+            },
+        };
+        let annotation = |key: &str| latest.annotations.get(key).cloned().unwrap_or_default();
+        let observed = ContainerObserved {
+            life,
+            restarts: latest.attempt,
+            last: before.last().and_then(|state| ended(state)),
+            started: running && container.startup_probe.is_none(),
+            ready: running && (container.readiness_probe.is_none() || was_ready(pod, &latest.id)),
+            image: annotation(container::IMAGE),
+            image_id: annotation(container::IMAGE_ID),
+            tried: true,
+            ..Default::default()
+        };
+        adopted.insert(container.name.clone(), observed);
+    }
+    adopted
+}
+
+/// Whether the API was last told that this very container is ready.
+fn was_ready(pod: &Pod, id: &str) -> bool {
+    let id = format!("{}://{id}", status::RUNTIME_NAME);
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    statuses.filter(|s| s.container_id.as_deref() == Some(&id)).any(|s| s.ready)
+}
+
+/// A container that ran before a reboot goes on counting.
+fn restarts_before(pod: &Pod, name: &str) -> Option<u32> {
+    let status = pod.status.as_ref()?;
+    let all = [&status.container_statuses, &status.init_container_statuses];
+    let found = all.into_iter().flatten().flatten().find(|status| status.name == name)?;
+    found.container_id.as_ref()?;
+    u32::try_from(found.restart_count).ok()?.checked_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use monitor::protocol::Exit;
+
+    use super::*;
+
+    fn state(name: &str, attempt: u32, exit: Option<Exit>) -> ContainerState {
+        ContainerState {
+            id: format!("{name}{attempt}"),
+            pod_uid: "u".into(),
+            name: name.into(),
+            attempt,
+            phase: if exit.is_some() { Phase::Exited } else { Phase::Running },
+            pid: 1,
+            pid_start_time: 0,
+            created_at: 5_000_000_000,
+            started_at: Some(6_500_000_000),
+            exit,
+            log_path: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    fn exit(code: i32, oom_killed: bool) -> Exit {
+        Exit { code, signal: None, oom_killed, lost: false, finished_at: 9_900_000_000 }
+    }
+
+    #[test]
+    fn ends_have_kubernetes_reasons_and_messages() {
+        for (code, oom, reason) in
+            [(0, false, "Completed"), (3, false, "Error"), (137, true, "OOMKilled")]
+        {
+            let end = ended(&state("a", 0, Some(exit(code, oom)))).unwrap();
+            assert_eq!((end.reason.as_str(), end.finished_at.as_second()), (reason, 9));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        std::fs::write(&log, "t stdout F one\nt stderr F two\n").unwrap();
+        let mut failed = state("a", 0, Some(exit(1, false)));
+        failed.log_path = Some(log);
+        assert_eq!(ended(&failed).unwrap().message, "");
+        failed
+            .annotations
+            .insert(container::TERMINATION_POLICY.into(), "FallbackToLogsOnError".into());
+        assert_eq!(ended(&failed).unwrap().message, "one\ntwo\n");
+        let file = dir.path().join("termination");
+        std::fs::write(&file, "because").unwrap();
+        failed.annotations.insert(container::TERMINATION_LOG.into(), file.display().to_string());
+        assert_eq!(ended(&failed).unwrap().message, "because");
+    }
+
+    #[test]
+    fn the_latest_attempt_is_adopted_with_its_predecessor() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "spec": {"containers": [{"name": "a"}, {"name": "b"}]},
+            "status": {"containerStatuses": [{"name": "b", "restartCount": 4, "image": "", "imageID": "",
+                "ready": true, "containerID": "flotilla://x"}]}
+        }))
+        .unwrap();
+        let states = [state("a", 2, None), state("a", 1, Some(exit(1, false)))];
+        let adopted = adopt(&pod, &states);
+        let a = &adopted["a"];
+        assert_eq!((a.restarts, a.last.as_ref().unwrap().code), (2, 1));
+        assert!(matches!(&a.life, Life::Running { id, .. } if id == "a2") && a.ready);
+        assert_eq!((adopted["b"].restarts, &adopted["b"].life), (5, &Life::Absent));
+    }
+}

@@ -1,0 +1,172 @@
+//! `agent run`: configuration to parts, parts wired together, run until told to end. Containers and
+//! the monitor stay; only the agent goes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use monitor::MonitorConfig;
+use netd::{Netd, Readiness};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::info;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, write_atomic};
+use crate::connection::Link;
+use crate::context::Context;
+use crate::engine::Engine;
+use crate::events::{Kind, Recorder};
+use crate::identity::Identity;
+use crate::node::{NodeReporter, Reported, host};
+use crate::objects::ObjectStore;
+use crate::pod::dispatch::Dispatcher;
+use crate::pod::registry::Registry;
+use crate::runtime::{Runtime, RuntimeConfig};
+use crate::services::Services;
+use crate::source;
+use crate::volume::token::Tokens;
+
+/// How long the address toward the master is waited for before netd starts without one.
+const ADDRESS_WAIT: Duration = Duration::from_secs(5);
+
+/// Where the monitor keeps its sockets and states.
+pub(crate) fn monitor_config(config: &Config) -> MonitorConfig {
+    let mut monitor = MonitorConfig::new(config.run_dir.join("monitor"));
+    let parent = config.cgroup_parent.trim_end_matches('/');
+    monitor.cgroup = Some(format!("{parent}/monitor").into());
+    monitor
+}
+
+pub(crate) fn netd_config(config: &Config, node_ips: Vec<std::net::IpAddr>) -> netd::Config {
+    let mut netd = netd::Config::new(config.node_name.clone(), node_ips);
+    netd.run_dir.clone_from(&config.run_dir);
+    netd.state_dir = config.data_dir.join("network");
+    netd.cluster_domain.clone_from(&config.cluster_domain);
+    netd.cluster_dns.clone_from(&config.cluster_dns);
+    netd.upstream_resolv_conf.clone_from(&config.resolv_conf);
+    netd
+}
+
+/// Runs the agent in the foreground until SIGTERM or SIGINT.
+pub(crate) fn run(config_path: &Path) -> anyhow::Result<()> {
+    let config = Arc::new(Config::load(config_path)?);
+    for dir in [&config.data_dir, &config.run_dir, &config.log_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Files and name look-ups; each thread costs memory.
+        .max_blocking_threads(4)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
+    write_atomic(&config.pid_file(), format!("{}\n", std::process::id()).as_bytes(), 0o644)?;
+    let identity = Arc::new(Identity::load(&config.identity_dir())?);
+    let link = Link::new();
+    let client = link.client();
+    spawn_link(&link, &config, &identity);
+    let runtime = Runtime::connect_or_start(RuntimeConfig::new(monitor_config(&config)))
+        .await
+        .context("the monitor did not come up")?;
+    let addresses = node_addresses(&config, &link).await;
+    let netd = Netd::start(netd_config(&config, addresses), client.clone())
+        .await
+        .context("the pod network did not come up")?;
+    let (recorder, events) = Recorder::new(client.clone(), config.node_name.clone());
+    tokio::spawn(events);
+    let checkpoint = Arc::new(Checkpoint::new(config.checkpoint_dir(), identity.clone()));
+    let (services, follow) = Services::new(client.clone(), checkpoint.clone());
+    tokio::spawn(follow);
+    let context = Arc::new(Context {
+        objects: ObjectStore::new(client.clone(), link.clone(), checkpoint.clone()),
+        tokens: Tokens::new(client.clone(), link.clone(), checkpoint.clone()),
+        host: host::observe_host(&config.data_dir),
+        engine: Arc::new(Engine::new(runtime)),
+        netd: Arc::new(netd),
+        config,
+        client,
+        link,
+        recorder,
+        services,
+        checkpoint,
+    });
+    let registry = Arc::new(Registry::default());
+    spawn_node(&context, &identity);
+    spawn_sources(&context, &registry);
+    let name = &context.config.node_name;
+    context.recorder.node(name, Kind::Normal, "Starting", "Starting kubelet.".to_owned());
+    info!(node = %name, version = env!("CARGO_PKG_VERSION"), "the agent runs");
+    ended().await?;
+    info!("the agent ends; containers go on");
+    Ok(())
+}
+
+fn spawn_link(link: &Arc<Link>, config: &Arc<Config>, identity: &Arc<Identity>) {
+    let (link, servers, identity) = (link.clone(), config.servers.clone(), identity.clone());
+    tokio::spawn(async move { link.run(servers, identity).await });
+}
+
+async fn node_addresses(config: &Config, link: &Link) -> Vec<std::net::IpAddr> {
+    if !config.node_ip.is_empty() {
+        return config.node_ip.clone();
+    }
+    let mut live = link.subscribe();
+    // Without the master the addresses come from netd's saved state.
+    tokio::time::timeout(ADDRESS_WAIT, live.wait_for(Option::is_some)).await.ok();
+    link.local_ip().into_iter().collect()
+}
+
+fn spawn_node(context: &Arc<Context>, identity: &Identity) {
+    let (report, reported) = watch::channel(Reported::default());
+    let mut readiness = context.netd.readiness();
+    tokio::spawn(async move {
+        loop {
+            let problem = match &*readiness.borrow_and_update() {
+                Readiness::Ready => None,
+                Readiness::NoPodCidr => Some("the node has no pod CIDR yet".to_owned()),
+                Readiness::Failing(why) => Some(why.clone()),
+            };
+            report.send_if_modified(|reported| {
+                let changed = reported.network_problem != problem;
+                reported.network_problem = problem;
+                changed
+            });
+            if readiness.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let reporter = NodeReporter {
+        config: context.config.clone(),
+        host: context.host.clone(),
+        link: context.link.clone(),
+        client: context.client.clone(),
+        device_key: identity.key.fingerprint(),
+        reported,
+        lost: Arc::new(Notify::new()),
+    };
+    tokio::spawn(reporter.run());
+}
+
+fn spawn_sources(context: &Arc<Context>, registry: &Arc<Registry>) {
+    let (tell, updates) = mpsc::channel(source::UPDATES_MAX);
+    let name = context.config.node_name.clone();
+    tokio::spawn(source::api::run(context.client.clone(), name.clone(), tell.clone()));
+    tokio::spawn(source::manifests::run(context.config.manifests_dir.clone(), name, tell.clone()));
+    tokio::spawn(Dispatcher::run(context.clone(), registry.clone(), (tell, updates)));
+}
+
+async fn ended() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
