@@ -4,6 +4,7 @@
 //! route and a permanent neighbour per address, so nothing ever asks who has an address. Both ends get explicit MACs:
 //! udev rewrites those of links made without. Must not decide which address a pod gets.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
@@ -96,38 +97,42 @@ fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Makes namespace and link; the pod's end is complete when this returns, the host's end waits for `apply_host_end`.
-pub(crate) async fn create(pin: &Path, link: &PodLink) -> Result<(), LinkError> {
-    let host = netns::own()?;
-    let link = link.clone();
-    netns::create(pin, move || async move {
+/// Makes namespace and link. The pod's end comes up last: an end that comes up beside one that is up can send at once, the
+/// other one can when the kernel's worker has seen the carrier, which `await_carrier` waits for where it can be seen.
+pub(crate) async fn create(handle: &Handle, pin: &Path, link: &PodLink) -> Result<(), LinkError> {
+    netns::create(pin).await?;
+    let namespace = File::open(pin)?;
+    let peer = LinkUnspec::new_with_name(POD_LINK)
+        .setns_by_fd(namespace.as_raw_fd())
+        .mtu(link.mtu)
+        .address(pod_mac(&link.addresses).to_vec())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(&link.host_name)
+        .mtu(link.mtu)
+        .address(HOST_MAC.to_vec())
+        .up()
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    handle.link().add(pair).execute().await?;
+    let addresses = link.addresses.clone();
+    netns::enter(pin, move || async move {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let connection = tokio::spawn(connection);
-        let result = configure_pod(&handle, &link, host.as_raw_fd()).await;
+        let result = configure_pod(&handle, &addresses).await;
         connection.abort();
         result
     })
     .await
 }
 
-async fn configure_pod(handle: &Handle, link: &PodLink, host: i32) -> Result<(), LinkError> {
-    let peer = LinkUnspec::new_with_name(&link.host_name)
-        .setns_by_fd(host)
-        .mtu(link.mtu)
-        .address(HOST_MAC.to_vec())
-        .build();
-    let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-        .name(POD_LINK)
-        .mtu(link.mtu)
-        .address(pod_mac(&link.addresses).to_vec())
-        .up()
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build();
-    handle.link().add(pair).execute().await?;
-    let up = LinkUnspec::new_with_name("lo").up().build();
-    handle.link().set(up).execute().await?;
+async fn configure_pod(handle: &Handle, addresses: &[IpAddr]) -> Result<(), LinkError> {
+    for name in ["lo", POD_LINK] {
+        let up = LinkUnspec::new_with_name(name).up().build();
+        handle.link().set(up).execute().await?;
+    }
     let index = index(handle, POD_LINK).await?.ok_or_else(|| missing(POD_LINK))?;
-    for address in &link.addresses {
+    for address in addresses {
         configure_address(handle, index, *address).await?;
     }
     Ok(())
@@ -166,7 +171,6 @@ pub(crate) async fn apply_host_end(
     index: u32,
     addresses: &[IpAddr],
 ) -> Result<(), LinkError> {
-    // The kernel brings no end up before both exist.
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
     let mac = pod_mac(addresses);
     for address in addresses {
@@ -176,8 +180,8 @@ pub(crate) async fn apply_host_end(
     Ok(())
 }
 
-/// Waits until the kernel has seen the carrier of both ends: packets before that are dropped. Bounded, since a pod that is
-/// slow to answer is better than none.
+/// Waits until the kernel has seen the carrier of the host's end: packets to the pod are dropped before. Bounded, since a pod
+/// that is slow to answer is better than none.
 pub(crate) async fn await_carrier(handle: &Handle, index: u32) -> Result<(), LinkError> {
     for _ in 0..CARRIER_CHECKS_MAX {
         let link = handle.link().get().match_index(index).execute().try_next().await?;

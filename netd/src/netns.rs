@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags};
@@ -23,35 +22,38 @@ const SYSCTLS: [(&str, &str); 2] = [
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
-/// Opens the namespace of the calling thread.
-pub(crate) fn own() -> io::Result<OwnedFd> {
-    Ok(File::open(OWN_NETNS)?.into())
-}
-
 /// Whether `pin` holds a namespace (and isn't merely a file left by a reboot).
 pub(crate) fn is_pinned(pin: &Path) -> bool {
     rustix::fs::statfs(pin).is_ok_and(|stat| i128::from(stat.f_type) == i128::from(NSFS_MAGIC))
 }
 
-/// Makes a namespace, pins it, and runs `configure` in it.
-pub(crate) async fn create<F, Fut, T, E>(pin: &Path, configure: F) -> Result<T, E>
+/// Makes a namespace and pins it.
+pub(crate) async fn create(pin: &Path) -> io::Result<()> {
+    let pin = pin.to_owned();
+    on_own_thread(move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        for (path, value) in SYSCTLS {
+            std::fs::write(path, value)?;
+        }
+        File::create(&pin)?;
+        nix::mount::mount(Some(OWN_NETNS), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(())
+    })
+    .await
+}
+
+/// Runs `work` inside of the namespace that `pin` holds.
+pub(crate) async fn enter<F, Fut, T, E>(pin: &Path, work: F) -> Result<T, E>
 where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, E>>,
     T: Send + 'static,
     E: From<io::Error> + Send + 'static,
 {
-    let pin = pin.to_owned();
+    let pin = File::open(pin)?;
     on_own_thread(move || {
-        nix::sched::unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-        for (path, value) in SYSCTLS {
-            std::fs::write(path, value)?;
-        }
-        File::create(&pin)?;
-        let flags = MsFlags::MS_BIND;
-        nix::mount::mount(Some(OWN_NETNS), &pin, None::<&str>, flags, None::<&str>)
-            .map_err(io::Error::from)?;
-        block_on(configure())
+        nix::sched::setns(pin, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        block_on(work())
     })
     .await
 }

@@ -217,7 +217,9 @@ impl Pods {
                 addresses: record.addresses.clone(),
                 mtu: route::pod_mtu(uplink.as_ref()),
             };
-            link::create(pin, &link).await.map_err(failed("making namespace and link"))?;
+            link::create(&self.handle, pin, &link)
+                .await
+                .map_err(failed("making namespace and link"))?;
             index = link::index(&self.handle, &record.link)
                 .await
                 .map_err(failed("looking for the link"))?;

@@ -123,6 +123,12 @@ impl Host {
         for (host, address) in [(self, address), (other, other_address)] {
             host.sh(&format!("ip addr add {address} dev {link}; ip link set {link} up"));
         }
+        for host in [self, other] {
+            eventually("the cable is seen", || {
+                let state = host.sh(&format!("ip -o link show {link}"));
+                if state.contains("state UP") { Ok(()) } else { Err(state) }
+            });
+        }
     }
 }
 

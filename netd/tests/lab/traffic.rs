@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 /// How long a client waits; refusals come at once.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a closure on a thread inside of a namespace.
 pub(crate) fn inside<T: Send + 'static>(
