@@ -15,6 +15,7 @@ mod context;
 mod engine;
 mod events;
 mod identity;
+mod image;
 mod join;
 mod leave;
 mod local;
