@@ -16,7 +16,7 @@ use crate::{
         write::Deletion,
     },
 };
-use plan::{Request, Verdict};
+use plan::{Holder, Request, Verdict};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
@@ -79,7 +79,7 @@ async fn reconcile(cluster: &Cluster, authority: &Authority, key: &Key) -> Resul
         return issue(cluster, authority, &csr, &request).await;
     }
     let holder = holder(cluster, &csr, &request);
-    match plan::verdict(&request, &csr, holder.as_deref(), &node_addresses(cluster, &request)) {
+    match plan::verdict(&request, &csr, holder.as_ref(), &node_addresses(cluster, &request)) {
         Verdict::Approve(message) => {
             tracing::info!(csr = %key, node = %request.node, "approved");
             decide(cluster, &csr, "Approved", ("AutoApproved", message)).await?;
@@ -93,12 +93,12 @@ async fn reconcile(cluster: &Cluster, authority: &Authority, key: &Key) -> Resul
     Ok(Next::After(Duration::from_secs(3600)))
 }
 
-/// Fingerprint of the key that the node's name belongs to, when it belongs to one.
-fn holder(cluster: &Cluster, csr: &CertificateSigningRequest, request: &Request) -> Option<String> {
+/// Who the node's name belongs to, when it belongs to somebody.
+fn holder(cluster: &Cluster, csr: &CertificateSigningRequest, request: &Request) -> Option<Holder> {
     if let Some(node) = cluster.nodes.get(&Key::new("", &request.node))
         && let Some(key) = node.annotations().get(DEVICE_KEY)
     {
-        return Some(key.clone());
+        return Some(Holder { key: key.clone(), object: format!("node {}", node.name()) });
     }
     let earlier = cluster.csrs.list();
     let granted = earlier.iter().filter(|c| {
@@ -107,9 +107,9 @@ fn holder(cluster: &Cluster, csr: &CertificateSigningRequest, request: &Request)
     let same_node = granted.filter_map(|c| {
         let other = Request::read(c).ok()?;
         let at = c.metadata.creation_timestamp.as_ref().map(|t| t.0);
-        (other.node == request.node).then_some((at, other.fingerprint))
+        (other.node == request.node).then(|| (at, other.fingerprint, c.name().to_owned()))
     });
-    same_node.max().map(|(_, fingerprint)| fingerprint)
+    same_node.max().map(|(_, key, csr)| Holder { key, object: format!("csr {csr}") })
 }
 
 fn node_addresses(cluster: &Cluster, request: &Request) -> Vec<String> {

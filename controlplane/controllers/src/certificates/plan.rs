@@ -26,6 +26,15 @@ pub(super) struct Request {
     pub(super) params: CertificateSigningRequestParams,
 }
 
+/// The device that has a node's name.
+#[derive(Debug)]
+pub(super) struct Holder {
+    /// Fingerprint of its key.
+    pub(super) key: String,
+    /// The object that holds the name for it, as kubectl takes it: `node pi-3`.
+    pub(super) object: String,
+}
+
 /// What to do with a pending request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -121,11 +130,11 @@ pub(super) fn unsignable(request: &Request, csr: &CertificateSigningRequest) -> 
     }
 }
 
-/// The answer to a pending request. `holder` is the fingerprint of the key that the node's name belongs to.
+/// The answer to a pending request.
 pub(super) fn verdict(
     request: &Request,
     csr: &CertificateSigningRequest,
-    holder: Option<&str>,
+    holder: Option<&Holder>,
     addresses: &[String],
 ) -> Verdict {
     let itself = csr.spec.username == format!("{NODE_USER}{}", request.node)
@@ -152,14 +161,14 @@ pub(super) fn verdict(
     if itself {
         return Verdict::Approve("Auto approving self kubelet client certificate.");
     }
-    match holder.filter(|h| *h != request.fingerprint) {
+    match holder.filter(|h| h.key != request.fingerprint) {
         None => Verdict::Approve("Auto approving kubelet client certificate."),
-        Some(_) => Verdict::Deny {
+        Some(holder) => Verdict::Deny {
             reason: "NodeNameTaken",
             message: format!(
-                "node name {0:?} belongs to another device; join with another --node-name, or, if that device is \
-                 gone for good or was set up anew, free the name: kubectl delete node {0}",
-                request.node
+                "node name {:?} belongs to another device; join with another --node-name, or, if that device is \
+                 gone for good or was set up anew, free the name: kubectl delete {}",
+                request.node, holder.object
             ),
         },
     }
@@ -227,9 +236,10 @@ mod tests {
     }
 
     fn answer(csr: &CertificateSigningRequest, holder: Option<&str>) -> String {
+        let holder = holder.map(|key| Holder { key: key.into(), object: "node pi".into() });
         match Request::read(csr) {
             Err(problem) => problem,
-            Ok(request) => match verdict(&request, csr, holder, &["192.168.1.9".into()]) {
+            Ok(request) => match verdict(&request, csr, holder.as_ref(), &["192.168.1.9".into()]) {
                 Verdict::Approve(_) => "approved".into(),
                 Verdict::Deny { reason, .. } => reason.into(),
                 Verdict::Leave => "left".into(),
