@@ -4,9 +4,11 @@
 //! except the quota, which accounts. Mutating plugins run before validation, validating ones after it.
 
 mod certificates;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
+mod pod_usage;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -111,6 +113,7 @@ impl Chain {
     ) -> Result<(), ApiError> {
         let lookup = &self.lookup;
         namespace_lifecycle::admit(lookup, request, object)?;
+        limit_ranger::admit(lookup, request, object)?;
         service_account::admit(lookup, request, object)?;
         node_restriction::admit(lookup, request, object)?;
         pod_defaults::taint_new_node(request, object);
@@ -122,6 +125,7 @@ impl Chain {
 
     /// The validating plugins, in order, on the object as it will be stored.
     pub fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> Result<(), ApiError> {
+        limit_ranger::validate(&self.lookup, request, object)?;
         certificates::validate(&self.authorizer, request, object)?;
         self.check_escalation(request, object)
     }
