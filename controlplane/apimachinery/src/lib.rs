@@ -6,6 +6,7 @@ pub mod gvk;
 pub mod negotiate;
 pub mod object;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod request_info;
 pub mod scan;

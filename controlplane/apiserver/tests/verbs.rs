@@ -86,6 +86,9 @@ async fn creates_are_checked() {
     assert!(answer["message"].as_str().unwrap().contains("unknown field \"dat\""), "{answer}");
     let protobuf = ("application/vnd.kubernetes.protobuf", "");
     let (code, _) = s.call_with("POST", CONFIG_MAPS, protobuf, Some(&config_map("a"))).await;
+    assert_eq!(code, 400, "JSON under protobuf's name");
+    let (code, _) =
+        s.call_with("POST", CONFIG_MAPS, ("text/plain", ""), Some(&config_map("a"))).await;
     assert_eq!(code, 415);
 }
 

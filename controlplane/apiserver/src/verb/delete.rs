@@ -4,11 +4,10 @@
 use std::sync::Arc;
 
 use apimachinery::{
-    negotiate::body_format,
     object,
     status::{self, ApiError, Details},
 };
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use store::Entry;
@@ -52,12 +51,11 @@ pub(crate) struct DeleteOptions {
 impl DeleteOptions {
     /// Reads the options of the body, of the query where there is no body.
     pub(crate) async fn read(call: &Call, body: Body) -> Result<Self, ApiError> {
-        let bytes = write::read_body(body).await?;
+        let (bytes, format) = write::read_document(call, body).await?;
         if bytes.is_empty() {
             return Self::of_query(&call.query);
         }
-        let content_type = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        let options = rules::parse(&bytes, body_format(content_type)?)?;
+        let options = rules::parse(&bytes, format)?;
         Self::of_object(&options, &call.query)
     }
 

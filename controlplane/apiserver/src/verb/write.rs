@@ -6,7 +6,8 @@ use std::time::Duration;
 use apimachinery::{
     field::{FieldError, FieldErrors, Path},
     gvk::{GroupKind, GroupVersionKind},
-    object,
+    negotiate::{Format, body_format},
+    object, protobuf,
     status::ApiError,
 };
 use bytes::Bytes;
@@ -39,6 +40,21 @@ pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
+/// A whole body with its format; protobuf comes out as JSON.
+pub(crate) async fn read_document(call: &Call, body: Body) -> Result<(Bytes, Format), ApiError> {
+    let content_type = call.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    if content_type.is_some_and(|t| t.split(';').next() == Some(protobuf::MEDIA_TYPE)) {
+        let bytes = read_body(body).await?;
+        if bytes.is_empty() {
+            return Ok((bytes, Format::Json));
+        }
+        let object = protobuf::decode(&bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        return Ok((object.to_string().into(), Format::Json));
+    }
+    let format = body_format(content_type)?;
+    Ok((read_body(body).await?, format))
+}
+
 /// The object in a body, of the resource's own kind.
 pub(crate) async fn read_object(call: &Call, body: Body) -> Result<Decoded, ApiError> {
     let r = &call.resource;
@@ -51,10 +67,8 @@ pub(crate) async fn read_kind(
     body: Body,
     gvk: GroupVersionKind<'_>,
 ) -> Result<Decoded, ApiError> {
-    let content_type = call.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let format = apimachinery::negotiate::body_format(content_type)?;
     let validation = rules::field_validation(&call.query, options(&call.info.verb))?;
-    let bytes = read_body(body).await?;
+    let (bytes, format) = read_document(call, body).await?;
     rules::decode(gvk, &bytes, format, validation)
 }
 
