@@ -1,8 +1,8 @@
 //! Owns the tokens that nodes join with: Kubernetes' bootstrap tokens as Secrets, with the CA's fingerprint behind them. Speaks to the
 //! running master; decides nothing about who may join.
 //!
-//! Beside upstream's keys a token that is limited in uses has `uses-left`; whoever approves a node's certificate counts it down and
-//! deletes the Secret at 0.
+//! Beside upstream's keys a token that is limited in uses has `uses-left`; the controller that approves a node's certificate counts it
+//! down and approves none at 0.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -212,7 +212,10 @@ fn tell(secret: &Secret, now: Timestamp) -> Option<Told> {
         (Some(_), None) => "unreadable expiration".to_owned(),
     };
     let description = field("description").unwrap_or_default();
-    Some(Told { id, expires, uses_left: field(USES_LEFT), description, state })
+    let uses_left = field(USES_LEFT);
+    let used_up = state == "valid" && uses_left.as_deref() == Some("0");
+    let state = if used_up { "used up".to_owned() } else { state };
+    Some(Told { id, expires, uses_left, description, state })
 }
 
 fn render_table(told: &[Told]) -> String {

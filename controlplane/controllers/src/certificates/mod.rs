@@ -5,6 +5,7 @@
 
 mod plan;
 mod sign;
+mod uses;
 
 pub(crate) use sign::Authority;
 
@@ -81,6 +82,11 @@ async fn reconcile(cluster: &Cluster, authority: &Authority, key: &Key) -> Resul
     let holder = holder(cluster, &csr, &request);
     match plan::verdict(&request, &csr, holder.as_ref(), &node_addresses(cluster, &request)) {
         Verdict::Approve(message) => {
+            if let Some(problem) = uses::count(cluster, &csr).await? {
+                tracing::warn!(csr = %key, node = %request.node, "denied: {problem}");
+                decide(cluster, &csr, "Denied", ("TokenUsedUp", &problem)).await?;
+                return Ok(Next::Done);
+            }
             tracing::info!(csr = %key, node = %request.node, "approved");
             decide(cluster, &csr, "Approved", ("AutoApproved", message)).await?;
         }
