@@ -1,4 +1,5 @@
-//! What is given out to objects in the same transaction as they are stored: a Service's cluster addresses and node ports.
+//! What is given out to objects in the same transaction as they are stored: a Service's cluster addresses and node ports, and
+//! what quotas account.
 //! Every address and every port in use has a key of its own, so two writers, even two masters, cannot give it out twice.
 //! Must not write by itself.
 
@@ -11,7 +12,7 @@ pub(crate) use addresses::first;
 use apimachinery::{object, status::ApiError};
 use serde_json::Value;
 
-use crate::{ApiServer, Resource, registry::Alongside};
+use crate::{ApiServer, Resource, quota, registry::Alongside};
 
 fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && resource.plural == "services"
@@ -23,10 +24,11 @@ pub(crate) fn on_create(
     resource: &Resource,
     object: &mut Value,
 ) -> Result<Alongside, ApiError> {
-    if !is_service(resource) {
-        return Ok(Alongside::default());
+    let mut alongside = quota::on_create(server, resource, object)?;
+    if is_service(resource) {
+        alongside.merge(service::Allocator::new(server, object).create(object)?);
     }
-    service::Allocator::new(server, object).create(object)
+    Ok(alongside)
 }
 
 /// Gives a changed object what it needs, and takes back what it no longer uses.
@@ -36,18 +38,20 @@ pub(crate) fn on_update(
     object: &mut Value,
     old: &Value,
 ) -> Result<Alongside, ApiError> {
-    if !is_service(resource) {
-        return Ok(Alongside::default());
+    let mut alongside = quota::on_update(server, resource, object, old)?;
+    if is_service(resource) {
+        alongside.merge(service::Allocator::new(server, old).update(object, old)?);
     }
-    service::Allocator::new(server, old).update(object, old)
+    Ok(alongside)
 }
 
 /// Takes back what a removed object had.
 pub(crate) fn on_delete(server: &ApiServer, resource: &Resource, old: &Value) -> Alongside {
-    if !is_service(resource) {
-        return Alongside::default();
+    let mut alongside = quota::on_delete(server, resource, old);
+    if is_service(resource) {
+        alongside.merge(service::Allocator::new(server, old).release(old));
     }
-    service::Allocator::new(server, old).release(old)
+    alongside
 }
 
 /// The list of strings at a path.

@@ -23,6 +23,7 @@ pub mod openapi;
 mod page;
 pub mod print;
 mod query;
+mod quota;
 mod random;
 mod registry;
 pub mod resource;

@@ -152,3 +152,58 @@ async fn reviews_answer_what_authorization_would() {
     assert_eq!(rules["status"]["incomplete"], false);
     assert!(!rules["status"]["nonResourceRules"].as_array().unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_quota_is_exact_at_every_write() {
+    let server = Server::start().await;
+    server.post(PODS, &pod("before")).await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let hard = json!({"pods": "2", "requests.cpu": "1", "count/configmaps": "9"});
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": hard}});
+    let made = server.post(quotas, &quota).await;
+    assert_eq!(made["status"]["used"]["pods"], "1", "{made}");
+    assert_eq!(made["status"]["hard"], hard);
+
+    let mut wanted = pod("a");
+    let (code, status) = server.call("POST", PODS, Some(&wanted)).await;
+    assert_eq!(code, 403);
+    let message = r#"pods "a" is forbidden: failed quota: q: must specify requests.cpu for: a"#;
+    assert_eq!(status["message"], message);
+    wanted["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "600m"}});
+    server.post(PODS, &wanted).await;
+    let used = || async { server.get(&format!("{quotas}/q")).await["status"]["used"].clone() };
+    let now = used().await;
+    assert_eq!((&now["pods"], &now["requests.cpu"]), (&json!("2"), &json!("600m")));
+
+    wanted["metadata"]["name"] = json!("b");
+    let (code, status) = server.call("POST", PODS, Some(&wanted)).await;
+    assert_eq!(code, 403);
+    let message = r#"pods "b" is forbidden: exceeded quota: q, requested: pods=1,requests.cpu=600m, used: pods=2,requests.cpu=600m, limited: pods=2,requests.cpu=1"#;
+    assert_eq!(status["message"], message);
+    assert_eq!(server.call("DELETE", &format!("{PODS}/a"), None).await.0, 200);
+    let now = used().await;
+    assert_eq!((&now["pods"], &now["requests.cpu"]), (&json!("1"), &json!("0")));
+    server.post(PODS, &wanted).await;
+    let done = json!({"status": {"phase": "Succeeded"}});
+    assert_eq!(server.call("PATCH", &format!("{PODS}/b/status"), Some(&done)).await.0, 200);
+    assert_eq!(used().await["pods"], "1", "a pod that has ended uses nothing");
+    assert_eq!(server.call("DELETE", &format!("{quotas}/q"), None).await.0, 200);
+    assert_eq!(server.call("GET", &format!("{quotas}/q"), None).await.0, 404);
+}
+
+#[tokio::test]
+async fn many_at_once_do_not_exceed_a_quota() {
+    let server = Server::start().await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "5"}}});
+    server.post(quotas, &quota).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let create = async |i: usize| {
+        let map = json!({"metadata": {"name": format!("m{i}")}});
+        server.call("POST", path, Some(&map)).await.0
+    };
+    let codes = futures::future::join_all((0..12).map(create)).await;
+    assert_eq!(codes.iter().filter(|code| **code == 201).count(), 5, "{codes:?}");
+    let used = server.get(&format!("{quotas}/q")).await["status"]["used"].clone();
+    assert_eq!(used["count/configmaps"], "5");
+}

@@ -8,7 +8,7 @@ mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_defaults;
-mod pod_usage;
+pub(crate) mod pod_usage;
 mod priority;
 mod runtime_class;
 mod service_account;

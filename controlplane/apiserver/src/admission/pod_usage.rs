@@ -9,17 +9,17 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Amounts by resource name.
-pub(super) type Amounts = BTreeMap<String, Quantity>;
+pub(crate) type Amounts = BTreeMap<String, Quantity>;
 
 /// `requests` or `limits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Requests,
     Limits,
 }
 
 impl Side {
-    pub(super) fn member(self) -> &'static str {
+    pub(crate) fn member(self) -> &'static str {
         match self {
             Self::Requests => "requests",
             Self::Limits => "limits",
@@ -28,7 +28,7 @@ impl Side {
 }
 
 /// A `ResourceList`. What can't be parsed is validation's matter and counts as nothing here.
-pub(super) fn amounts(list: &Value) -> Amounts {
+pub(crate) fn amounts(list: &Value) -> Amounts {
     let parse = |value: &Value| match value {
         Value::String(text) => text.parse().ok(),
         Value::Number(number) => number.to_string().parse().ok(),
@@ -41,7 +41,7 @@ pub(super) fn amounts(list: &Value) -> Amounts {
         .collect()
 }
 
-pub(super) fn add(into: &mut Amounts, other: &Amounts) {
+pub(crate) fn add(into: &mut Amounts, other: &Amounts) {
     for (name, amount) in other {
         let sum = into.get(name).copied().unwrap_or_default().plus(*amount);
         into.insert(name.clone(), sum);
@@ -56,7 +56,7 @@ fn raise(into: &mut Amounts, other: Amounts) {
 }
 
 /// What the whole pod requests, or is limited to.
-pub(super) fn of_pod(pod: &Value, side: Side) -> Amounts {
+pub(crate) fn of_pod(pod: &Value, side: Side) -> Amounts {
     let spec = &pod["spec"];
     let of = |container: &Value| amounts(&container["resources"][side.member()]);
     let each = |list: &str| spec[list].as_array().map(Vec::as_slice).unwrap_or_default();
