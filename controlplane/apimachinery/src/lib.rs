@@ -2,6 +2,8 @@
 
 pub mod default;
 pub mod field;
+#[cfg(test)]
+mod fuzz;
 pub mod gvk;
 pub mod negotiate;
 pub mod object;

@@ -22,7 +22,7 @@ pub type Wrong = Vec<String>;
 
 fn max_len(wrong: &mut Wrong, text: &str, max: usize) {
     if text.len() > max {
-        wrong.push(format!("must be no more than {max} characters"));
+        wrong.push(format!("must be no more than {max} bytes"));
     }
 }
 
@@ -87,6 +87,36 @@ pub fn dns1123_subdomain(text: &str) -> Wrong {
         ));
     }
     wrong
+}
+
+/// A DNS subdomain whose labels may hold underscores: search domains.
+pub fn dns1123_subdomain_underscored(text: &str) -> Wrong {
+    let mut wrong = Wrong::new();
+    max_len(&mut wrong, text, DNS1123_SUBDOMAIN_LEN_MAX);
+    let label = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
+        bounded(label, is_lower_alnum, |byte| is_lower_alnum(byte) || matches!(byte, b'-' | b'_'))
+    };
+    if !text.split('.').all(label) {
+        wrong.push(pattern_error(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character",
+            "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*",
+            &["example.com"],
+        ));
+    }
+    wrong
+}
+
+/// The name of an HTTP header.
+pub fn http_header_name(text: &str) -> Wrong {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Wrong::new();
+    }
+    vec![pattern_error(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 /// A DNS label that begins with a letter: services before relaxation, volume attributes.
@@ -154,7 +184,7 @@ pub fn qualified_name(text: &str) -> Wrong {
     if name.is_empty() {
         wrong.push("name part must be non-empty".to_owned());
     } else if name.len() > QUALIFIED_NAME_LEN_MAX {
-        wrong.push(format!("name part must be no more than {QUALIFIED_NAME_LEN_MAX} characters"));
+        wrong.push(format!("name part must be no more than {QUALIFIED_NAME_LEN_MAX} bytes"));
     }
     if !matches_qualified(name) {
         wrong.push(format!("name part {}", pattern_error(MESSAGE, PATTERN, &examples)));
@@ -230,7 +260,7 @@ pub fn in_range(value: i64, low: i64, high: i64) -> Wrong {
 pub fn port_name(text: &str) -> Wrong {
     let mut wrong = Wrong::new();
     if text.len() > 15 {
-        wrong.push("must be no more than 15 characters".to_owned());
+        wrong.push("must be no more than 15 bytes".to_owned());
     }
     if text.is_empty() || !text.bytes().all(|byte| is_lower_alnum(byte) || byte == b'-') {
         wrong.push(
