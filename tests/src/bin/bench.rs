@@ -1,0 +1,82 @@
+//! `bench`: the figures that are features. Brings up a lab of its own, measures, prints a table.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use tests::bench::{Table, containers, memory, pods};
+use tests::lab::{Lab, UpOptions};
+
+/// Figures of this build on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "bench", disable_version_flag = true)]
+struct Cli {
+    /// What to measure; everything when nothing is named.
+    what: Vec<What>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Folder of the lab.
+    #[arg(long, default_value = "/tmp/flotilla-bench")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Memory of master, agent and monitor: idle and with 50 pods.
+    Memory,
+    /// API create to Running, with the image present.
+    Pods,
+    /// Container create and start through the monitor, beside `runc run`.
+    Containers,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match measure(&cli) {
+        Ok(table) => {
+            if cli.json {
+                println!("{}", table.json());
+            } else {
+                print!("{table}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(cli: &Cli) -> Result<Table> {
+    let wanted = |what| cli.what.is_empty() || cli.what.contains(&what);
+    let bin_dir = std::env::current_exe()?.parent().context("no folder")?.to_path_buf();
+    let mut table = Table::default();
+    if wanted(What::Containers) {
+        containers::measure(&bin_dir, &mut table)?;
+    }
+    if wanted(What::Memory) || wanted(What::Pods) {
+        let lab = Lab::up(&UpOptions {
+            nodes: 1,
+            dir: cli.dir.clone(),
+            bin_dir,
+            registries: None,
+            master_args: Vec::new(),
+        })?;
+        let outcome = (|| -> Result<()> {
+            if wanted(What::Memory) {
+                memory::measure(&lab, &mut table)?;
+            }
+            if wanted(What::Pods) {
+                pods::measure(&lab, &mut table)?;
+            }
+            Ok(())
+        })();
+        lab.down()?;
+        outcome?;
+    }
+    Ok(table)
+}
