@@ -176,18 +176,13 @@ impl Host {
 
     fn remove_cgroups(&self) -> Result<()> {
         let below = self.addresses.cgroup(&self.name);
-        wait_for("the host's cgroups to empty", DEADLINE, || {
-            for root in cgroup_roots()? {
-                remove_tree(&root.join(below.trim_start_matches('/')))?;
-                if let Some(parent) = Path::new(&below).parent() {
-                    let parent = root.join(parent.strip_prefix("/")?);
-                    if parent.exists() {
-                        drop(fs::remove_dir(parent)); // held by the lab's other hosts until they go
-                    }
-                }
+        remove_cgroups(&below)?;
+        for root in cgroup_roots()? {
+            if let Some(lab) = root.join(below.trim_start_matches('/')).parent() {
+                drop(fs::remove_dir(lab)); // refused until the lab's last host goes
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Cuts or heals the host's link, at the switch.
@@ -263,6 +258,16 @@ pub(super) fn cgroup_roots() -> Result<Vec<PathBuf>> {
             kind.starts_with("cgroup").then(|| PathBuf::from(target))
         })
         .collect())
+}
+
+/// Removes a cgroup and all below it from every hierarchy, once its processes are gone.
+pub fn remove_cgroups(below: &str) -> Result<()> {
+    wait_for("cgroups to empty", DEADLINE, || {
+        for root in cgroup_roots()? {
+            remove_tree(&root.join(below.trim_start_matches('/')))?;
+        }
+        Ok(())
+    })
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {

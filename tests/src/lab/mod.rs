@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use address::Addresses;
-pub use host::{Host, hold};
+pub use host::{Host, hold, remove_cgroups};
 pub use lifecycle::{UpOptions, describe};
 
 /// Name of the host that runs the control plane.
