@@ -168,10 +168,16 @@ impl Host {
             run(&["ip", "netns", "del", &netns])?;
         }
         let (switch, port) = (self.addresses.switch(), self.addresses.port(self.position));
-        if run(&["ip", "-n", &switch, "link", "show", &port]).is_ok() {
-            run(&["ip", "-n", &switch, "link", "del", &port])?;
+        if !Path::new("/run/netns").join(&switch).exists() {
+            return Ok(());
         }
-        Ok(())
+        // The kernel takes the port away with the namespace of its other end, in its own time.
+        wait_for("the host's port to go", DEADLINE, || {
+            if run(&["ip", "-n", &switch, "link", "show", &port]).is_err() {
+                return Ok(());
+            }
+            run(&["ip", "-n", &switch, "link", "del", &port]).map(drop)
+        })
     }
 
     fn remove_cgroups(&self) -> Result<()> {
