@@ -1,13 +1,14 @@
 //! Containers of a monitor that is gone: found again by their folders, followed by pidfds.
 //!
 //! The same happens after an upgrade in place, where they still are this process's children and
-//! nothing is lost.
+//! nothing is lost: the lock, the listening socket and the terminals stay open across the exec, so
+//! that no second monitor can come up and an agent that connects meanwhile only waits.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -15,6 +16,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use crate::config::MonitorConfig;
 use crate::container::{self, Container, Reply};
 use crate::exits;
 use crate::log::{LogFile, Stream};
@@ -26,18 +28,58 @@ use crate::{clock, stdio};
 
 /// What one program leaves the next in the same process.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Handover {
+#[serde(default)]
+pub(crate) struct Handover {
     pid: u32,
     next_exec: u64,
     execs: BTreeMap<u64, i32>,
     /// Pty masters by container, open across the exec.
     masters: BTreeMap<String, RawFd>,
+    lock: Option<RawFd>,
+    listener: Option<RawFd>,
+}
+
+impl Handover {
+    /// What the program before this one left in this process; nothing after an ordinary start.
+    pub(crate) fn take(config: &MonitorConfig) -> Handover {
+        let path = path_of(config);
+        let Ok(text) = fs::read(&path) else { return Handover::default() };
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, "a handover stays");
+        }
+        match serde_json::from_slice::<Handover>(&text) {
+            Ok(handover) if handover.pid == std::process::id() => handover,
+            Ok(_) => Handover::default(),
+            Err(error) => {
+                tracing::error!(%error, "unreadable handover");
+                Handover::default()
+            }
+        }
+    }
+
+    pub(crate) fn take_lock(&mut self) -> Option<OwnedFd> {
+        self.lock.take().map(take_fd)
+    }
+
+    pub(crate) fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take().map(take_fd)
+    }
+}
+
+fn path_of(config: &MonitorConfig) -> PathBuf {
+    config.run_dir.join("handover.json")
+}
+
+/// Whether a descriptor stays open in the next program.
+fn keep_open(fd: impl AsFd, keep: bool) -> nix::Result<RawFd> {
+    let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
+    Ok(fd.as_fd().as_raw_fd())
 }
 
 impl Monitor {
     /// Takes over whatever is in the run directory.
-    pub(crate) fn adopt(&mut self) -> io::Result<()> {
-        let mut handover = self.take_handover();
+    pub(crate) fn adopt(&mut self, mut handover: Handover) -> io::Result<()> {
         for (exec, pid) in std::mem::take(&mut handover.execs) {
             self.execs.insert(exec, pid);
             self.children.insert(pid, Child::Exec(exec));
@@ -135,22 +177,9 @@ impl Monitor {
         if is_busy {
             return Err(failure(FailureKind::State, "containers are being made; try again"));
         }
-        let mut handover = Handover {
-            pid: std::process::id(),
-            next_exec: self.next_exec,
-            execs: self.execs.iter().map(|(exec, pid)| (*exec, *pid)).collect(),
-            masters: BTreeMap::new(),
-        };
-        for (id, container) in &self.containers {
-            if let Some(output) = container.outputs.first().filter(|_| container.terminal) {
-                fcntl(&output.fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(system)?;
-                handover.masters.insert(id.clone(), output.fd.as_raw_fd());
-            }
-        }
-        let text = serde_json::to_vec(&handover).map_err(system)?;
-        fs::write(self.handover_path(), text).map_err(system)?;
-        let mut arguments = vec![CString::new("agent").map_err(system)?];
-        arguments.push(CString::new("monitor").map_err(system)?);
+        let text = self.hand_over(true).map_err(system)?;
+        fs::write(path_of(&self.config), text).map_err(system)?;
+        let mut arguments = vec![c"agent".to_owned(), c"monitor".to_owned()];
         for argument in self.config.to_arguments() {
             arguments.push(CString::new(argument.as_encoded_bytes()).map_err(system)?);
         }
@@ -158,37 +187,41 @@ impl Monitor {
         match nix::unistd::execv(&program, &arguments) {
             Ok(never) => match never {},
             Err(error) => {
-                self.take_handover();
+                fs::remove_file(path_of(&self.config)).map_err(system)?;
+                self.hand_over(false).map_err(system)?;
                 Err(failure(FailureKind::System, format!("{}: {error}", executable.display())))
             }
         }
     }
 
-    fn handover_path(&self) -> PathBuf {
-        self.config.run_dir.join("handover.json")
-    }
-
-    fn take_handover(&self) -> Handover {
-        let path = self.handover_path();
-        let Ok(text) = fs::read(&path) else { return Handover::default() };
-        if let Err(error) = fs::remove_file(&path) {
-            tracing::warn!(%error, "a handover stays");
-        }
-        match serde_json::from_slice::<Handover>(&text) {
-            Ok(handover) if handover.pid == std::process::id() => handover,
-            Ok(_) => Handover::default(),
-            Err(error) => {
-                tracing::error!(%error, "unreadable handover");
-                Handover::default()
+    /// Keeps open what the next program needs, and says so; or takes that back.
+    fn hand_over(&self, keep: bool) -> io::Result<Vec<u8>> {
+        let mut masters = BTreeMap::new();
+        for (id, container) in &self.containers {
+            if let Some(output) = container.outputs.first().filter(|_| container.terminal) {
+                masters.insert(id.clone(), keep_open(&output.fd, keep)?);
             }
         }
+        let handover = Handover {
+            pid: std::process::id(),
+            next_exec: self.next_exec,
+            execs: self.execs.iter().map(|(exec, pid)| (*exec, *pid)).collect(),
+            masters,
+            lock: Some(keep_open(&self.lock, keep)?),
+            listener: Some(keep_open(&self.listener, keep)?),
+        };
+        Ok(serde_json::to_vec(&handover)?)
     }
 }
 
 #[allow(unsafe_code, reason = "a descriptor that came through exec has no owner yet")]
 fn take_fd(fd: RawFd) -> OwnedFd {
     // SAFETY: the program before this one left it open for us, and named it once.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if let Err(error) = keep_open(&fd, false) {
+        tracing::error!(%error, "a descriptor stays open in containers");
+    }
+    fd
 }
 
 fn is_own_child(pid: i32) -> bool {

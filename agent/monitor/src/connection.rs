@@ -5,7 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::protocol::{Call, Hello, Message, PROTOCOL_VERSION};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::protocol::{Hello, Message, PROTOCOL_VERSION, Request};
 use crate::wire::{self, Decoder, WireError};
 
 /// Bytes waiting for an agent that doesn't read; more and it is dropped, to list again.
@@ -27,6 +30,23 @@ struct Frame {
     bytes: Vec<u8>,
     sent: usize,
     fds: Vec<OwnedFd>,
+}
+
+/// A call as it came; a request that this monitor doesn't know is answered as such.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) id: u64,
+    pub(crate) request: Result<Request, serde_json::Error>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// [`crate::protocol::Call`] with its request unread.
+#[derive(Deserialize)]
+struct Envelope {
+    id: u64,
+    request: Box<RawValue>,
+    #[serde(default)]
+    fds: u32,
 }
 
 /// Why a connection ends.
@@ -71,7 +91,7 @@ impl Connection {
     }
 
     /// Reads what is there; the calls that are whole.
-    pub(crate) fn read(&mut self) -> Result<Vec<(Call, Vec<OwnedFd>)>, Ended> {
+    pub(crate) fn read(&mut self) -> Result<Vec<Received>, Ended> {
         let (mut buffer, mut fds) = ([0; READ_BYTES], Vec::new());
         match wire::receive(self.stream.as_fd(), &mut buffer, &mut fds) {
             Ok(0) => return Err(Ended::Closed),
@@ -87,9 +107,10 @@ impl Connection {
             }
             self.greeted = true;
         }
-        while let Some(call) = self.decoder.next_frame::<Call>()? {
+        while let Some(call) = self.decoder.next_frame::<Envelope>()? {
             let fds = self.decoder.take_fds(call.fds)?;
-            calls.push((call, fds));
+            let request = serde_json::from_str(call.request.get());
+            calls.push(Received { id: call.id, request, fds });
         }
         Ok(calls)
     }

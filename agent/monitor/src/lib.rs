@@ -31,6 +31,7 @@ mod stdio;
 mod validate;
 
 use std::fs::{self, DirBuilder, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 
 use anyhow::Context;
@@ -57,14 +58,24 @@ pub fn run(config: MonitorConfig) -> anyhow::Result<()> {
             .create(&folder)
             .with_context(|| format!("folder {}", folder.display()))?;
     }
+    let mut handover = adopt::Handover::take(&config);
+    let lock = match handover.take_lock() {
+        Some(lock) => lock,
+        None => lock(&config)?,
+    };
+    settle(&config)?;
+    let listener = handover.take_listener();
+    let mut monitor = monitor::Monitor::new(config, lock, listener).context("setting up")?;
+    monitor.adopt(handover).context("adopting containers")?;
+    tracing::info!(pid = std::process::id(), "monitor runs");
+    monitor.run().context("waiting")
+}
+
+fn lock(config: &MonitorConfig) -> anyhow::Result<OwnedFd> {
     let lock = File::create(config.run_dir.join("lock")).context("lock")?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
         .context("another monitor has this run directory")?;
-    settle(&config)?;
-    let mut monitor = monitor::Monitor::new(config).context("setting up")?;
-    monitor.adopt().context("adopting containers")?;
-    tracing::info!(pid = std::process::id(), "monitor runs");
-    monitor.run().context("waiting")
+    Ok(lock.into())
 }
 
 /// Puts the process where a monitor belongs: a session and cgroup of its own, heir of orphans.

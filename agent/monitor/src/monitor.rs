@@ -32,7 +32,9 @@ pub(crate) struct Monitor {
     pub(crate) config: MonitorConfig,
     pub(crate) poller: Poller,
     signals: SignalFd,
-    listener: UnixListener,
+    pub(crate) listener: UnixListener,
+    /// Held for as long as this monitor has the run directory.
+    pub(crate) lock: OwnedFd,
     pub(crate) connections: HashMap<u64, Connection>,
     pub(crate) containers: BTreeMap<String, Container>,
     /// Creators at work, by the token of their report.
@@ -57,14 +59,22 @@ pub(crate) fn failure(kind: FailureKind, message: impl ToString) -> Failure {
 }
 
 impl Monitor {
-    pub(crate) fn new(config: MonitorConfig) -> io::Result<Monitor> {
+    /// A monitor with its run directory locked; `listener` is what an upgrade left open.
+    pub(crate) fn new(
+        config: MonitorConfig,
+        lock: OwnedFd,
+        listener: Option<OwnedFd>,
+    ) -> io::Result<Monitor> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
         }
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let listener = stdio::listen(&config.socket())?;
+        let listener = match listener {
+            Some(listener) => listener.into(),
+            None => stdio::listen(&config.socket())?,
+        };
         listener.set_nonblocking(true)?;
         let mut poller = Poller::new()?;
         poller.add(&signals, EventFlags::IN, Source::Signals)?;
@@ -74,6 +84,7 @@ impl Monitor {
             poller,
             signals,
             listener,
+            lock,
             connections: HashMap::new(),
             containers: BTreeMap::new(),
             jobs: HashMap::new(),
@@ -184,9 +195,13 @@ impl Monitor {
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             match connection.read() {
                 Ok(calls) => {
-                    for (call, fds) in calls {
-                        let reply = Reply { connection: token, call: call.id };
-                        match self.handle(call.request, fds, reply) {
+                    for received in calls {
+                        let reply = Reply { connection: token, call: received.id };
+                        let handled = received
+                            .request
+                            .map_err(|error| failure(FailureKind::Unsupported, error))
+                            .and_then(|request| self.handle(request, received.fds, reply));
+                        match handled {
                             Ok(Handled::Now(answer, fds)) => self.reply(reply, Ok(answer), fds),
                             Ok(Handled::Later) => {}
                             Err(failure) => self.reply(reply, Err(failure), Vec::new()),

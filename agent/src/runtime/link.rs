@@ -82,8 +82,27 @@ impl Link {
             held: HashMap::new(),
         };
         link.greet().await?;
+        if let Err(error) = link.upgrade_outdated().await {
+            tracing::warn!(%error, "the monitor stays what it is");
+        }
         link.hold_all().await?;
         Ok(link)
+    }
+
+    /// A monitor of another program than this agent's becomes this one; containers don't notice.
+    async fn upgrade_outdated(&mut self) -> Result<(), RuntimeError> {
+        let Some(executable) = self.spawner.newer_than(self.monitor_pid) else { return Ok(()) };
+        tracing::info!(pid = self.monitor_pid, "upgrading the monitor");
+        match self.ask(Request::Upgrade { executable }, Vec::new()).await {
+            Err(RuntimeError::Disconnected) => {}
+            Err(RuntimeError::Wire(WireError::Io(_))) => {}
+            Ok(_) => return Err(RuntimeError::Unexpected),
+            Err(error) => return Err(error),
+        }
+        self.stream = self.spawner.connect().await.map_err(RuntimeError::Start)?;
+        self.decoder = Decoder::default();
+        self.waiting.clear();
+        self.greet().await
     }
 
     /// Serves until the last [`super::Runtime`] is gone.

@@ -2,7 +2,8 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -57,6 +58,19 @@ impl Spawner {
             }
             tokio::time::sleep(Duration::from_millis(POLL_MILLIS)).await;
         }
+    }
+
+    /// Where our program is, when a monitor runs another file.
+    pub(super) fn newer_than(&self, monitor: i32) -> Option<PathBuf> {
+        let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+        let theirs = file(&PathBuf::from(format!("/proc/{monitor}/exe")))?;
+        if file(&self.config.executable)? == theirs {
+            return None;
+        }
+        // "self" would be the monitor there.
+        let own = format!("/proc/{}/exe", std::process::id());
+        let is_own = self.config.executable == Path::new("/proc/self/exe");
+        Some(if is_own { own.into() } else { self.config.executable.clone() })
     }
 
     fn reap(&mut self) -> io::Result<()> {

@@ -182,3 +182,28 @@ async fn terminals_and_what_is_held_outlive_the_monitor() {
     drop((attached, output));
     lab.finish(&["tty"]).await;
 }
+
+#[tokio::test]
+async fn an_agent_of_another_build_upgrades_the_monitor() {
+    let Some(lab) = lab().await else { return };
+    lab.runtime.create(lab.spec("a", "sleep 0.5; exit 9")).await.unwrap();
+    lab.runtime.start("a").await.unwrap();
+    let before = lab.monitor_pid();
+    let newer = lab.dir.path().join("newer");
+    std::fs::copy(&lab.config.executable, &newer).unwrap();
+    let config = RuntimeConfig { executable: newer.clone(), ..lab.config.clone() };
+    let next = Runtime::connect_or_start(config).await.unwrap();
+    let mut events = next.events();
+    assert_eq!(lab.monitor_pid(), before);
+    assert_eq!(std::fs::read_link(format!("/proc/{before}/exe")).unwrap(), newer);
+    let exit = within(async {
+        loop {
+            if let RuntimeEvent::Exited(state) = events.recv().await.unwrap() {
+                return state.exit.unwrap();
+            }
+        }
+    })
+    .await;
+    assert_eq!((exit.code, exit.lost), (9, false));
+    lab.finish(&["a"]).await;
+}

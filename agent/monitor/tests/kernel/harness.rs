@@ -233,6 +233,20 @@ impl Client {
         }
     }
 
+    pub(crate) fn socket(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    pub(crate) fn answer(&mut self, wanted: u64) -> Result<Answer, Failure> {
+        loop {
+            match self.receive().expect("an answer") {
+                Message::Answer { id, result, .. } if id == wanted => return result,
+                Message::Answer { .. } => {}
+                Message::Event(event) => self.events.push_back(event),
+            }
+        }
+    }
+
     pub(crate) fn try_call(&mut self, request: Request) -> Option<Result<Answer, Failure>> {
         self.call_fds(request, &[]).map(|(answer, _)| answer)
     }

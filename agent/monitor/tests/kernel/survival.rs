@@ -83,8 +83,16 @@ fn an_upgrade_in_place_keeps_children_terminals_and_exit_codes() {
     lab.client.start("plain").unwrap();
     let pid = lab.pid();
     let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let nowhere = Request::Upgrade { executable: "/nowhere".into() };
+    assert!(lab.client.call(nowhere).is_err());
     assert!(lab.client.try_call(Request::Upgrade { executable }).is_none());
     lab.client = Client::connect(&lab.config);
+    let second = std::process::Command::new(format!("/proc/{pid}/exe"))
+        .args(lab.config.to_arguments())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(text.contains("another monitor has this run directory"), "{text}");
     let (_, mut fds) =
         lab.client.call_fds(Request::Attach { id: "tty".into(), stdin: true }, &[]).unwrap();
     let mut output = File::from(fds.remove(1));
@@ -96,4 +104,16 @@ fn an_upgrade_in_place_keeps_children_terminals_and_exit_codes() {
     let exit = lab.client.wait("plain");
     assert_eq!((exit.code, exit.lost), (4, false));
     assert_eq!(lab.output("plain"), "still here\n");
+}
+
+#[test]
+fn a_request_of_a_later_release_is_refused_and_nothing_else() {
+    use std::os::fd::AsFd;
+    let mut lab = lab!();
+    let call = serde_json::json!({ "id": 1_u64 << 40, "request": { "levitate": { "id": "a" } } });
+    let frame = monitor::wire::encode(&call).unwrap();
+    monitor::wire::send(lab.client.socket().as_fd(), &frame, &[]).unwrap();
+    let failure = lab.client.answer(1 << 40).unwrap_err();
+    assert_eq!(failure.kind, monitor::protocol::FailureKind::Unsupported);
+    assert!(lab.client.list().is_empty());
 }
