@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod desired;
 mod diff;
+mod dns;
 mod error;
 mod ipam;
 mod kernel;
@@ -165,6 +166,9 @@ impl Netd {
         finishing.spawn(services.run());
         tracker.spawn_saving(&mut finishing, &config.state_dir, stop.subscribe());
         tracker.spawn(&mut tasks, &client);
+        if !config.cluster_dns.is_empty() {
+            tasks.spawn(dns::server::run(config, tracker));
+        }
         Ok(Netd {
             requests,
             table: table_changes,
