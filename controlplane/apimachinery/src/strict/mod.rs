@@ -279,6 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_type_is_answered_as_a_real_server_does() {
+        let folder = std::env::var_os("FLOTILLA_SPEC_DIR").map_or_else(
+            || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/spec"),
+            std::path::PathBuf::from,
+        );
+        let Ok(bytes) = std::fs::read(folder.join("examples.json")) else {
+            println!("SKIPPED: no examples.json (set FLOTILLA_SPEC_DIR)");
+            return;
+        };
+        let examples: Value = serde_json::from_slice(&bytes).unwrap();
+        let example = &examples["bad-type"];
+        let error = pod(&example["sent"].to_string()).unwrap_err();
+        assert_eq!(error.to_status(), example["answer"]);
+    }
+
+    #[test]
     fn yaml_reads_like_json() {
         let schema = Schemas::builtin().of(POD).unwrap();
         let body = b"apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  name: z\nspec:\n  priority: 5\n  bogus: 1\n";

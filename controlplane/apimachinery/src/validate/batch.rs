@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::meta::label_selector;
 use super::pod;
+use super::semantic::same;
 use super::view::{
     flag, get, has, immutable, int, not_negative, one_of, one_of_if_there, shown, sub, text,
 };
@@ -92,7 +93,7 @@ pub(super) fn update_job(errors: &mut FieldErrors, (object, old): (&Value, &Valu
         loosen(&mut template);
         loosen(&mut earlier);
     }
-    if template != earlier {
+    if !same(Some(&template), Some(&earlier)) {
         let path = SPEC.child("template");
         let value = shown(spec, "template");
         errors.push(FieldError::invalid(&path, value, super::view::IMMUTABLE));

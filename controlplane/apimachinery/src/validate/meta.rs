@@ -6,7 +6,7 @@ use super::text::{
     ANNOTATIONS_BYTES_MAX, Wrong, dns1035_label, dns1123_label, dns1123_subdomain, label_value,
     path_segment_name, qualified_name,
 };
-use super::view::{IMMUTABLE, entries, flag, get, has, int, invalid, items, shown, text, texts};
+use super::view::{entries, flag, get, has, int, invalid, items, shown, text, texts};
 use crate::field::{FieldError, FieldErrors, Path};
 use crate::gvk::GroupVersionKind;
 use crate::object;
@@ -110,23 +110,19 @@ pub(super) fn update(errors: &mut FieldErrors, object: &Value, old: &Value) {
             errors.push(FieldError::forbidden(&METADATA.child("finalizers"), why));
         }
     }
-    if int(metadata, "generation") < int(before, "generation") {
+    let generations = (int(metadata, "generation"), int(before, "generation"));
+    if matches!(generations, (Some(new), Some(old)) if new < old) {
         let path = METADATA.child("generation");
         let value = shown(metadata, "generation");
         errors.push(FieldError::invalid(&path, value, "must not be decremented"));
     }
-    let fixed = [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-    ];
-    for key in fixed {
-        if get(metadata, key) != get(before, key) {
-            let path = METADATA.child(key);
-            errors.push(FieldError::invalid(&path, shown(metadata, key), IMMUTABLE));
+    for key in ["name", "namespace"] {
+        super::view::immutable(errors, (metadata, before), key, &METADATA);
+    }
+    // A client may leave these out: the registry keeps them.
+    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if has(metadata, key) {
+            super::view::immutable(errors, (metadata, before), key, &METADATA);
         }
     }
     common(errors, metadata);

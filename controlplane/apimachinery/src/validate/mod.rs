@@ -11,6 +11,7 @@ mod policy;
 mod rbac;
 mod resources;
 mod schedule;
+mod semantic;
 mod service;
 mod text;
 mod view;

@@ -260,6 +260,14 @@ fn other_kinds_are_checked_too() {
 fn what_is_fixed_stays() {
     let image = updated(pod(), |pod| pod["spec"]["containers"][0]["image"] = "other".into());
     assert_eq!(image, [""; 0]);
+    // A typed client sends back what Go's encoding keeps.
+    let sent = with(with(pod(), "/spec/hostNetwork", json!(false)), "/spec/tolerations", json!([]));
+    let echoed = updated(sent, |pod| {
+        let spec = object::map_mut(&mut pod["spec"]);
+        spec.remove("hostNetwork");
+        spec.remove("tolerations");
+    });
+    assert_eq!(echoed, [""; 0]);
     let command = updated(pod(), |pod| pod["spec"]["containers"][0]["command"] = json!(["x"]));
     assert!(command[0].starts_with("spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,"), "{command:?}");
     let containers = updated(pod(), |pod| pod["spec"]["containers"] = json!([]));

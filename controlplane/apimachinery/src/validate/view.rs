@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::semantic::same;
 use super::text::Wrong;
 use crate::field::{FieldError, FieldErrors, Path};
 
@@ -140,7 +141,7 @@ pub(super) fn immutable(
     key: &str,
     path: &Path<'_>,
 ) {
-    if get(new, key) != get(old, key) {
+    if !same(get(new, key), get(old, key)) {
         errors.push(FieldError::invalid(&path.child(key), shown(new, key), IMMUTABLE));
     }
 }

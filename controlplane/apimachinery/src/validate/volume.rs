@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::meta::label_selector;
 use super::pod::host_path;
 use super::schedule::node_selector;
+use super::semantic::{same, written};
 use super::text::dns1123_subdomain;
 use super::view::{
     filled, get, has, immutable, invalid, items, one_of_if_there, shown, sub, text, texts,
@@ -165,7 +166,8 @@ pub(super) fn update_volume(errors: &mut FieldErrors, (object, old): (&Value, &V
     let (spec, before) = (sub(object, "spec"), sub(old, "spec"));
     let source =
         |spec: &Value| -> Vec<Value> { SOURCES.iter().map(|name| shown(spec, name)).collect() };
-    if source(spec) != source(before) {
+    let unchanged = source(spec).iter().zip(&source(before)).all(|(a, b)| same(Some(a), Some(b)));
+    if !unchanged {
         let why = "spec.persistentvolumesource is immutable after creation";
         errors.push(FieldError::forbidden(&SPEC.child("persistentvolumesource"), why));
     }
@@ -234,8 +236,8 @@ pub(super) fn update_claim(errors: &mut FieldErrors, (object, old): (&Value, &Va
     if !filled(&before, "volumeName") {
         map.remove("volumeName");
     }
-    if spec != comparable {
-        let changes = merge::diff(&comparable, &spec);
+    if !same(Some(&spec), Some(&comparable)) {
+        let changes = merge::diff(&written(&comparable), &written(&spec));
         let why = format!(
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{changes}"
         );

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::meta::{is_empty_selector, label_selector};
 use super::pod;
+use super::semantic::same;
 use super::text::percent;
 use super::view::{NEGATIVE, filled, get, has, int, invalid, not_negative, shown, sub, text};
 use crate::field::{FieldError, FieldErrors, Path};
@@ -325,7 +326,7 @@ pub(super) fn update(errors: &mut FieldErrors, kind: &str, (object, old): (&Valu
         "StatefulSet" => {
             strip(map_mut(&mut spec));
             strip(map_mut(&mut before));
-            if spec != before {
+            if !same(Some(&spec), Some(&before)) {
                 let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
                 errors.push(FieldError::forbidden(&SPEC, why));
             }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::super::schedule;
+use super::super::semantic::{same, written};
 use super::super::text::{dns1123_subdomain, in_range};
 use super::super::view::{IMMUTABLE, entries, get, int, invalid, items, shown, sub, text};
 use super::container::image_of_pod;
@@ -130,8 +131,8 @@ fn fixed(errors: &mut FieldErrors, mut new: Value, before: &Value) {
             gated_affinity(munged, before);
         }
     }
-    if new != *before {
-        let changes = merge::diff(before, &new);
+    if !same(Some(&new), Some(before)) {
+        let changes = merge::diff(&written(before), &written(&new));
         let why = format!("pod updates may not change fields other than {UPDATABLE}\n{changes}");
         errors.push(FieldError::forbidden(&SPEC, why));
     }
