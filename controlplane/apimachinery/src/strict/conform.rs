@@ -119,9 +119,7 @@ impl Walk {
         let mut drop_keys = Vec::new();
         for (key, value) in map.iter_mut() {
             let lengths = (self.path.len(), self.field.len());
-            let dot = if lengths.0 == 0 { "" } else { "." };
-            // Writing to a String does not fail.
-            write!(self.path, "{dot}{key}").unwrap_or_default();
+            append(&mut self.path, key);
             match schema.field(key) {
                 None => {
                     self.unknown.push(format!("unknown field \"{}\"", self.path));
@@ -129,8 +127,7 @@ impl Walk {
                 }
                 Some(_) if value.is_null() => drop_keys.push(key.clone()),
                 Some(field) => {
-                    let dot = if lengths.1 == 0 { "" } else { "." };
-                    write!(self.field, "{dot}{key}").unwrap_or_default();
+                    append(&mut self.field, key);
                     failed = self.value(value, &field.node, Place { owner: schema, field }).err();
                 }
             }
@@ -186,6 +183,7 @@ impl Walk {
     fn list(&mut self, list: &mut [Value], items: &Node, at: Place<'_>) -> Result<(), String> {
         for (index, item) in list.iter_mut().enumerate() {
             let before = self.path.len();
+            // Writing to a String does not fail.
             write!(self.path, "[{index}]").unwrap_or_default();
             if item.is_null() {
                 *item = zero(items);
@@ -205,7 +203,7 @@ impl Walk {
     ) -> Result<(), String> {
         for (key, item) in map.iter_mut() {
             let before = self.path.len();
-            write!(self.path, ".{key}").unwrap_or_default();
+            append(&mut self.path, key);
             if item.is_null() {
                 *item = zero(values);
             }
@@ -229,6 +227,13 @@ impl Walk {
             self.field
         )
     }
+}
+
+fn append(path: &mut String, name: &str) {
+    if !path.is_empty() {
+        path.push('.');
+    }
+    path.push_str(name);
 }
 
 /// What Go makes of a null within a list or map.

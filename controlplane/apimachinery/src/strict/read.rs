@@ -85,15 +85,38 @@ struct Tracker {
 }
 
 impl Tracker {
-    /// Runs `inner` with `segment` at the end of the path.
-    fn within<T>(&mut self, segment: fmt::Arguments<'_>, inner: impl FnOnce(&mut Self) -> T) -> T {
-        use fmt::Write as _;
+    /// Runs `inner` with `key` at the end of the path.
+    fn below<T>(&mut self, key: &str, inner: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.path.len();
-        // Writing to a String does not fail.
-        self.path.write_fmt(segment).unwrap_or_default();
+        if before > 0 {
+            self.path.push('.');
+        }
+        self.path.push_str(key);
         let result = inner(self);
         self.path.truncate(before);
         result
+    }
+
+    /// Runs `inner` with `[index]` at the end of the path.
+    fn item<T>(&mut self, index: usize, inner: impl FnOnce(&mut Self) -> T) -> T {
+        use fmt::Write as _;
+        let before = self.path.len();
+        // Writing to a String does not fail.
+        write!(self.path, "[{index}]").unwrap_or_default();
+        let result = inner(self);
+        self.path.truncate(before);
+        result
+    }
+
+    /// Notes a key, whose path this is now.
+    fn note(&mut self, again: bool) {
+        if let Some(order) = &mut self.order {
+            order.push(self.path.clone());
+        }
+        let news = again && self.duplicates.len() < PROBLEMS_MAX;
+        if news && !self.duplicates.contains(&self.path) {
+            self.duplicates.push(self.path.clone());
+        }
     }
 }
 
@@ -154,9 +177,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut list = Vec::new();
         loop {
             let index = list.len();
-            let item = self.0.within(format_args!("[{index}]"), |tracker| {
-                items.next_element_seed(Seed(tracker))
-            })?;
+            let item = self.0.item(index, |tracker| items.next_element_seed(Seed(tracker)))?;
             match item {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
@@ -167,19 +188,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let dot = if self.0.path.is_empty() { "" } else { "." };
             let again = map.contains_key(&key);
-            let value = self.0.within(format_args!("{dot}{key}"), |tracker| {
-                let path = tracker.path.clone();
-                if let Some(order) = &mut tracker.order {
-                    order.push(path.clone());
-                }
-                if again
-                    && tracker.duplicates.len() < PROBLEMS_MAX
-                    && !tracker.duplicates.contains(&path)
-                {
-                    tracker.duplicates.push(path);
-                }
+            let value = self.0.below(&key, |tracker| {
+                tracker.note(again);
                 entries.next_value_seed(Seed(tracker))
             })?;
             map.insert(key, value);

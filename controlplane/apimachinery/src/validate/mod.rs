@@ -80,6 +80,13 @@ pub fn validate_status_update(
     errors
 }
 
+/// The kind's own rules alone: for subresources that change a part of the spec (scale, resize, ephemeral containers).
+pub fn validate_object(gvk: GroupVersionKind<'_>, object: &Value) -> FieldErrors {
+    let mut errors = FieldErrors::new();
+    kind(&mut errors, gvk, object);
+    errors
+}
+
 fn kind(errors: &mut FieldErrors, gvk: GroupVersionKind<'_>, object: &Value) {
     match (gvk.group, gvk.kind) {
         ("", "Pod") => pod::pod(errors, object),
