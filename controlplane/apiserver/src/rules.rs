@@ -10,6 +10,7 @@ use apimachinery::{
     schema::{Schemas, Type},
     status::ApiError,
     strict::{self, conform},
+    validate,
 };
 use serde_json::Value;
 use std::sync::Arc;
@@ -65,8 +66,7 @@ pub(crate) fn default(object: &mut Value) {
 
 /// What is wrong with a new object.
 pub(crate) fn validate_create(resource: &Resource, object: &Value) -> Result<(), ApiError> {
-    let errors = FieldErrors::default();
-    outcome(resource, object, &errors)
+    outcome(resource, object, &validate::validate_create(object::gvk(object), object))
 }
 
 /// What is wrong with a change.
@@ -75,8 +75,16 @@ pub(crate) fn validate_update(
     object: &Value,
     old: &Value,
 ) -> Result<(), ApiError> {
-    let _ = old;
-    outcome(resource, object, &FieldErrors::default())
+    outcome(resource, object, &validate::validate_update(object::gvk(object), object, old))
+}
+
+/// What is wrong with a change of the status.
+pub(crate) fn validate_status(
+    resource: &Resource,
+    object: &Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    outcome(resource, object, &validate::validate_status_update(object::gvk(object), object, old))
 }
 
 fn outcome(resource: &Resource, object: &Value, errors: &FieldErrors) -> Result<(), ApiError> {

@@ -444,6 +444,19 @@ fn carry_ports(object: &mut Value, old: &Value) {
     }
 }
 
+/// Reachable from outside, so that a policy for outside traffic makes sense.
+fn is_external(object: &Value) -> bool {
+    matches!(kind_of(object), "NodePort" | "LoadBalancer")
+        || object::list(object, &["spec", "externalIPs"]).next().is_some()
+}
+
+/// Lets go of a field that nobody has changed.
+fn drop_same(object: &mut Value, old: &Value, key: &str) {
+    if object["spec"].get(key) == old["spec"].get(key) {
+        object::map_mut(object::at_mut(object, &["spec"])).remove(key);
+    }
+}
+
 /// Kubernetes 1.36, `dropTypeDependentFields`: a change of type lets go of what only the old type has.
 fn drop_unneeded(object: &mut Value, old: &Value) {
     if !needs_ports(object) && needs_ports(old) && ports_of(object).is_subset(&ports_of(old)) {
@@ -453,7 +466,17 @@ fn drop_unneeded(object: &mut Value, old: &Value) {
         }
     }
     if !needs_health_port(object) && needs_health_port(old) {
-        object::map_mut(object::at_mut(object, &["spec"])).remove("healthCheckNodePort");
+        drop_same(object, old, "healthCheckNodePort");
+    }
+    if !is_external(object) && is_external(old) {
+        drop_same(object, old, "externalTrafficPolicy");
+    }
+    if kind_of(object) != "LoadBalancer" && kind_of(old) == "LoadBalancer" {
+        drop_same(object, old, "allocateLoadBalancerNodePorts");
+        drop_same(object, old, "loadBalancerClass");
+    }
+    if object::text(object, &["spec", "sessionAffinity"]) != "ClientIP" {
+        drop_same(object, old, "sessionAffinityConfig");
     }
     if !needs_address(object) && kind_of(object) == "ExternalName" && needs_address(old) {
         let spec = object::map_mut(object::at_mut(object, &["spec"]));

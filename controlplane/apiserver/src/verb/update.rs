@@ -192,6 +192,8 @@ impl Attempt<'_> {
         let alongside = allocate::on_update(&call.server, resource, &mut object, current)?;
         if self.part.whole {
             rules::validate_update(resource, &object, current)?;
+        } else {
+            rules::validate_status(resource, &object, current)?;
         }
         admit::validate(call, Operation::Update, Some(&object), Some(current)).await?;
         if self.dry {
