@@ -3,8 +3,9 @@
 //!
 //! `messages.txt` holds the wire contract (`generated.proto` of Kubernetes 1.35), one message per line, in this grammar:
 //! ```text
-//! core.v1.Volume name:1s ~:2VolumeSource
-//!                └─┬┘ ││ └ inlined: the message's fields are the parent's in JSON
+//! core.v1.Volume name:1s! ~:2VolumeSource
+//!                └─┬┘ │││ └ inlined: the message's fields are the parent's in JSON
+//!                  │  ││└ `!`: a zero says something and stays; without it Go's JSON leaves a zero out, and so does this
 //!                  │  │└ type: s string, y bytes, b bool, i integer, d double, or a message (same package, or with its own)
 //!                  │  └ field number; then `[` for a list or `{` for a map from strings
 //!                  └ name in JSON
@@ -26,73 +27,6 @@ pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const DEPTH_MAX: usize = 64;
 
 static TABLE: &str = include_str!("protobuf/messages.txt");
-
-/// Scalars whose zero value says something: pointers in Go. Everything else is on the wire even when it is unset. A name alone
-/// counts for every message; `Message.name` for one.
-const SAYS_ZERO: &[&str] = &[
-    "activeDeadlineSeconds",
-    "allocateLoadBalancerNodePorts",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "attachRequired",
-    "automountServiceAccountToken",
-    "backoffLimit",
-    "backoffLimitPerIndex",
-    "blockOwnerDeletion",
-    "completions",
-    "controller",
-    "defaultMode",
-    "deletionGracePeriodSeconds",
-    "enableServiceLinks",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "hostUsers",
-    "immutable",
-    "leaseTransitions",
-    "manualSelector",
-    "maxFailedIndexes",
-    "maxSurge",
-    "maxUnavailable",
-    "minAvailable",
-    "mode",
-    "optional",
-    "orphanDependents",
-    "parallelism",
-    "partition",
-    "podInfoOnMount",
-    "priority",
-    "privileged",
-    "progressDeadlineSeconds",
-    "readOnlyRootFilesystem",
-    "requiresRepublish",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsNonRoot",
-    "runAsUser",
-    "seLinuxMount",
-    "serving",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "startingDeadlineSeconds",
-    "storageCapacity",
-    "storageClassName",
-    "successfulJobsHistoryLimit",
-    "failedJobsHistoryLimit",
-    "suspend",
-    "terminating",
-    "terminationGracePeriodSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-    "value",
-    "EndpointConditions.ready",
-    "DeploymentSpec.replicas",
-    "ReplicaSetSpec.replicas",
-    "ReplicationControllerSpec.replicas",
-    "ScaleSpec.replicas",
-    "StatefulSetSpec.replicas",
-    "ContainerStatus.started",
-    "volumeAttributesClassName",
-];
 
 /// Not a body of this form.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -182,6 +116,7 @@ struct Field<'a> {
     number: u64,
     list: bool,
     map: bool,
+    keeps_zero: bool,
     kind: &'a str,
 }
 
@@ -192,20 +127,14 @@ impl<'a> Field<'a> {
         let (number, rest) = rest.split_at(digits);
         let (list, map) = (rest.starts_with('['), rest.starts_with('{'));
         let kind = rest.trim_start_matches(['[', '{']);
-        Some(Self { name, number: number.parse().ok()?, list, map, kind })
+        let keeps_zero = kind.ends_with('!');
+        let kind = kind.trim_end_matches('!');
+        Some(Self { name, number: number.parse().ok()?, list, map, keeps_zero, kind })
     }
 
     fn find(message: &str, number: u64) -> Option<Field<'static>> {
         let fields = messages().get(message).copied()?;
         fields.split(' ').filter_map(Field::parse).find(|f| f.number == number)
-    }
-
-    fn says_zero(&self, message: &str) -> bool {
-        let short = message.rsplit('.').next().unwrap_or_default();
-        SAYS_ZERO.iter().any(|entry| match entry.split_once('.') {
-            Some((of, name)) => of == short && name == self.name,
-            None => *entry == self.name,
-        })
     }
 }
 
@@ -249,7 +178,7 @@ fn message(
             if let Some(list) = list.as_array_mut() {
                 list.push(value);
             }
-        } else if !is_unset(&value) || field.says_zero(name) {
+        } else if !is_unset(&value) || field.keeps_zero {
             out.insert(field.name.to_owned(), value);
         }
     }
