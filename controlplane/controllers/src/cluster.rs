@@ -3,8 +3,9 @@
 use crate::{
     Config,
     kinds::{
-        CertificateSigningRequest, ConfigMap, Deployment, EndpointSlice, Endpoints, Lease,
-        Namespace, Node, Pod, ReplicaSet, Secret, Service, ServiceAccount,
+        CertificateSigningRequest, ConfigMap, ControllerRevision, DaemonSet, Deployment,
+        EndpointSlice, Endpoints, Lease, Namespace, Node, Pod, PodDisruptionBudget, ReplicaSet,
+        Secret, Service, ServiceAccount,
     },
     runtime::{Cache, Error, Recorder, object::Kind},
 };
@@ -21,6 +22,9 @@ pub(crate) struct Cluster {
     pub(crate) pods: Arc<Cache<Pod>>,
     pub(crate) replica_sets: Arc<Cache<ReplicaSet>>,
     pub(crate) deployments: Arc<Cache<Deployment>>,
+    pub(crate) daemon_sets: Arc<Cache<DaemonSet>>,
+    pub(crate) revisions: Arc<Cache<ControllerRevision>>,
+    pub(crate) budgets: Arc<Cache<PodDisruptionBudget>>,
     pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) node_leases: Arc<Cache<Lease>>,
     pub(crate) services: Arc<Cache<Service>>,
@@ -47,6 +51,9 @@ impl Cluster {
             pods: Cache::new(c()),
             replica_sets: Cache::new(c()),
             deployments: Cache::new(c()),
+            daemon_sets: Cache::new(c()),
+            revisions: Cache::new(c()),
+            budgets: Cache::new(c()),
             nodes: Cache::new(c()),
             node_leases: Cache::new(c()),
             services: Cache::new(c()),
@@ -68,6 +75,9 @@ impl Cluster {
         self.reflect(&self.pods, watcher::Config::default(), tasks);
         self.reflect(&self.replica_sets, watcher::Config::default(), tasks);
         self.reflect(&self.deployments, watcher::Config::default(), tasks);
+        self.reflect(&self.daemon_sets, watcher::Config::default(), tasks);
+        self.reflect(&self.revisions, watcher::Config::default(), tasks);
+        self.reflect(&self.budgets, watcher::Config::default(), tasks);
         self.reflect(&self.nodes, watcher::Config::default(), tasks);
         self.reflect(&self.services, watcher::Config::default(), tasks);
         self.reflect(&self.endpoint_slices, watcher::Config::default(), tasks);
@@ -100,6 +110,9 @@ impl Cluster {
             self.pods.synced(),
             self.replica_sets.synced(),
             self.deployments.synced(),
+            self.daemon_sets.synced(),
+            self.revisions.synced(),
+            self.budgets.synced(),
             self.nodes.synced(),
             self.node_leases.synced(),
             self.services.synced(),

@@ -2,7 +2,7 @@
 
 use crate::runtime::object::{or_default, projection, slim_meta};
 use k8s_openapi::{
-    api::core::v1::{Taint, Toleration},
+    api::core::v1::{NodeSelectorRequirement, Taint, Toleration},
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta, Time},
         util::intstr::IntOrString,
@@ -61,12 +61,40 @@ pub(crate) struct PodSpec {
     pub(crate) node_name: Option<String>,
     pub(crate) hostname: Option<String>,
     pub(crate) subdomain: Option<String>,
+    pub(crate) affinity: Option<Box<PodAffinity>>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) containers: Vec<Container>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) init_containers: Vec<Container>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) tolerations: Vec<Toleration>,
+}
+
+/// Of an affinity only what names the node that a daemon pod waits for.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodAffinity {
+    node_affinity: Option<RequiredNodes>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct RequiredNodes {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    required: Option<NodeTerms>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTerms {
+    #[serde(default, deserialize_with = "or_default")]
+    node_selector_terms: Vec<NodeTerm>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTerm {
+    #[serde(default, deserialize_with = "or_default")]
+    match_fields: Vec<NodeSelectorRequirement>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -120,6 +148,19 @@ impl Pod {
     /// Whether the Ready condition is True.
     pub(crate) fn is_ready(&self) -> bool {
         is_true(&self.status.conditions, "Ready")
+    }
+
+    /// The node it is bound to, or that it is meant for by its name.
+    pub(crate) fn target_node(&self) -> &str {
+        let required = || {
+            let terms = self.spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
+            let mut fields = terms.node_selector_terms.iter().flat_map(|t| &t.match_fields);
+            fields.find(|f| f.key == "metadata.name")?.values.as_ref()?.first()
+        };
+        match self.node() {
+            "" => required().map(String::as_str).unwrap_or_default(),
+            node => node,
+        }
     }
 
     /// The node it is bound to, or "".
@@ -483,4 +524,98 @@ pub(crate) struct CsrStatus {
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
     pub(crate) certificate: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ControllerRevision {
+    #[serde(deserialize_with = "slim_meta")]
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) data: Value,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) revision: i64,
+}
+projection!(
+    ControllerRevision,
+    NamespaceResourceScope,
+    "apps",
+    "v1",
+    "ControllerRevision",
+    "controllerrevisions"
+);
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct DaemonSet {
+    #[serde(deserialize_with = "slim_meta")]
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: DaemonSetSpec,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) status: DaemonSetStatus,
+}
+projection!(DaemonSet, NamespaceResourceScope, "apps", "v1", "DaemonSet", "daemonsets");
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DaemonSetSpec {
+    pub(crate) selector: LabelSelector,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) template: Value,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) update_strategy: DeploymentStrategy,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) min_ready_seconds: i32,
+    pub(crate) revision_history_limit: Option<i32>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DaemonSetStatus {
+    pub(crate) current_number_scheduled: i32,
+    pub(crate) number_misscheduled: i32,
+    pub(crate) desired_number_scheduled: i32,
+    pub(crate) number_ready: i32,
+    pub(crate) observed_generation: i64,
+    pub(crate) updated_number_scheduled: i32,
+    pub(crate) number_available: i32,
+    pub(crate) number_unavailable: i32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct PodDisruptionBudget {
+    #[serde(deserialize_with = "slim_meta")]
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) spec: BudgetSpec,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) status: BudgetStatus,
+}
+projection!(
+    PodDisruptionBudget,
+    NamespaceResourceScope,
+    "policy",
+    "v1",
+    "PodDisruptionBudget",
+    "poddisruptionbudgets"
+);
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BudgetSpec {
+    pub(crate) min_available: Option<IntOrString>,
+    pub(crate) max_unavailable: Option<IntOrString>,
+    pub(crate) selector: Option<LabelSelector>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct BudgetStatus {
+    pub(crate) observed_generation: i64,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) disrupted_pods: BTreeMap<String, Time>,
+    pub(crate) disruptions_allowed: i32,
+    pub(crate) current_healthy: i32,
+    pub(crate) desired_healthy: i32,
+    pub(crate) expected_pods: i32,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) conditions: Vec<Condition>,
 }

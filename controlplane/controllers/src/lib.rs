@@ -6,9 +6,12 @@
 mod certificates;
 mod cluster;
 mod config;
+mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoint_slice;
 mod garbage;
+mod history;
 mod kinds;
 mod namespace;
 mod node_ipam;
@@ -49,6 +52,8 @@ pub async fn run(
     let controllers = [
         replica_set::start(&cluster).boxed(),
         deployment::start(&cluster).boxed(),
+        daemon_set::start(&cluster).boxed(),
+        disruption::start(&cluster).boxed(),
         endpoint_slice::start(&cluster).boxed(),
         node_lifecycle::start(&cluster).boxed(),
         node_ipam::start(&cluster).boxed(),

@@ -4,14 +4,13 @@
 mod plan;
 mod scale;
 mod status;
-mod template;
 
 use crate::{
     cluster::{Cluster, may_adopt},
     kinds::{Deployment, ReplicaSet},
     runtime::{
         Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        selector, write::Deletion,
+        selector, template, write::Deletion,
     },
 };
 use plan::{Fleet, Step};

@@ -6,11 +6,13 @@
 use super::{
     scale,
     status::{self, condition},
-    template::{self, HASH_LABEL},
 };
 use crate::{
     kinds::{Condition, Deployment, ReplicaSet, condition as find},
-    runtime::object::Kind,
+    runtime::{
+        object::Kind,
+        template::{self, HASH_LABEL},
+    },
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};

@@ -8,7 +8,7 @@ use crate::{
     kinds::{Pod, ReplicaSet},
     runtime::{
         Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        selector, write::Deletion,
+        selector, template, write::Deletion,
     },
 };
 use futures::future::join_all;
@@ -156,7 +156,7 @@ fn related_pods(cluster: &Cluster, set: &ReplicaSet) -> Vec<Arc<Pod>> {
 }
 
 async fn create(cluster: &Cluster, set: &Arc<ReplicaSet>, count: usize) -> Result<(), Error> {
-    let body = plan::pod(set);
+    let body = template::pod(&**set, &set.spec.template);
     let mut left = count;
     let mut batch = BATCH_FIRST;
     while left > 0 {

@@ -2,7 +2,7 @@
 
 use crate::{
     kinds::{Condition, Pod, ReplicaSet, ReplicaSetStatus, condition},
-    runtime::{object::Kind, selector},
+    runtime::{object::Kind, selector, template::until_available},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -10,22 +10,6 @@ use serde_json::{Value, json};
 use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-
-/// The pod that the template describes, owned by the set.
-pub(super) fn pod(set: &ReplicaSet) -> Value {
-    let template = &set.spec.template;
-    let mut metadata = json!({
-        "generateName": format!("{}-", set.name()),
-        "ownerReferences": [set.as_controller()],
-    });
-    for field in ["labels", "annotations", "finalizers"] {
-        let value = &template["metadata"][field];
-        if !value.is_null() {
-            metadata[field] = value.clone();
-        }
-    }
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
-}
 
 /// The `surplus` pods that are the least loss, in upstream's order: unassigned, not running, not ready, cheap, doubled up
 /// on a node, ready for a short time, restarted often, young.
@@ -68,17 +52,6 @@ pub(super) fn pods_to_delete(
 fn age_bucket(since: Option<&Time>, now: Timestamp) -> u32 {
     let seconds = since.map_or(0, |t| (now.as_second() - t.0.as_second()).max(0));
     i64::BITS - seconds.leading_zeros()
-}
-
-/// Time until a ready pod counts as available; `None` when it does already or is not ready.
-pub(super) fn until_available(pod: &Pod, seconds: i32, now: Timestamp) -> Option<Duration> {
-    let ready = condition(&pod.status.conditions, "Ready").filter(|c| c.status == "True")?;
-    if seconds <= 0 {
-        return None;
-    }
-    let since = ready.last_transition_time.as_ref()?;
-    let left = since.0.as_millisecond() + i64::from(seconds) * 1000 - now.as_millisecond();
-    u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis)
 }
 
 /// When the next ready pod becomes available.

@@ -8,6 +8,7 @@ pub(crate) mod events;
 pub(crate) mod object;
 pub(crate) mod queue;
 pub(crate) mod selector;
+pub(crate) mod template;
 pub(crate) mod write;
 
 pub(crate) use cache::Cache;

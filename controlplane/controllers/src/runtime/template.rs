@@ -1,17 +1,21 @@
-//! Comparing and naming pod templates. Pure.
+//! Pod templates: comparing, naming, and the pods they make. Pure.
 
-use serde_json::Value;
+use super::object::Kind;
+use crate::kinds::{Pod, condition};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Label that keeps the pods of a Deployment's ReplicaSets apart.
-pub(super) const HASH_LABEL: &str = "pod-template-hash";
+pub(crate) const HASH_LABEL: &str = "pod-template-hash";
 
 /// Whether both templates make the same pods; the hash label and explicit nulls don't count.
-pub(super) fn same(a: &Value, b: &Value) -> bool {
+pub(crate) fn same(a: &Value, b: &Value) -> bool {
     normalized(a) == normalized(b)
 }
 
 /// Without nulls and the hash label.
-pub(super) fn normalized(template: &Value) -> Value {
+pub(crate) fn normalized(template: &Value) -> Value {
     let mut template = without_nulls(template);
     if let Some(labels) = template["metadata"]["labels"].as_object_mut() {
         labels.remove(HASH_LABEL);
@@ -36,7 +40,7 @@ fn without_nulls(value: &Value) -> Value {
 const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Name suffix of the template: FNV-1a over its canonical text and the collision count, in safe letters.
-pub(super) fn hash(template: &Value, collisions: i32) -> String {
+pub(crate) fn hash(template: &Value, collisions: i32) -> String {
     let mut state: u32 = 0x811c_9dc5;
     let mut feed = |bytes: &[u8]| {
         for byte in bytes {
@@ -78,10 +82,35 @@ fn canonical(value: &Value, feed: &mut impl FnMut(&[u8])) {
     }
 }
 
+/// The pod that the template describes, controlled by `owner` and named after it.
+pub(crate) fn pod<K: Kind>(owner: &K, template: &Value) -> Value {
+    let mut metadata = json!({
+        "generateName": format!("{}-", owner.name()),
+        "ownerReferences": [owner.as_controller()],
+    });
+    for field in ["labels", "annotations", "finalizers"] {
+        let value = &template["metadata"][field];
+        if !value.is_null() {
+            metadata[field] = value.clone();
+        }
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+}
+
+/// Time until a ready pod counts as available; `None` when it does already or is not ready.
+pub(crate) fn until_available(pod: &Pod, seconds: i32, now: Timestamp) -> Option<Duration> {
+    let ready = condition(&pod.status.conditions, "Ready").filter(|c| c.status == "True")?;
+    if seconds <= 0 {
+        return None;
+    }
+    let since = ready.last_transition_time.as_ref()?;
+    let left = since.0.as_millisecond() + i64::from(seconds) * 1000 - now.as_millisecond();
+    u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn hash_ignores_key_order_nulls_and_its_own_label() {
