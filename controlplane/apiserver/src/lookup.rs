@@ -12,6 +12,7 @@ use store::{KeyRange, Range, Store};
 pub(crate) mod prefix {
     pub(crate) const CLUSTER_ROLES: &str = "clusterroles";
     pub(crate) const CLUSTER_ROLE_BINDINGS: &str = "clusterrolebindings";
+    pub(crate) const INGRESS_CLASSES: &str = "ingressclasses";
     pub(crate) const LIMIT_RANGES: &str = "limitranges";
     pub(crate) const NAMESPACES: &str = "namespaces";
     pub(crate) const NODES: &str = "minions";

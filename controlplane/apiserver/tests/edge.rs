@@ -207,3 +207,22 @@ async fn many_at_once_do_not_exceed_a_quota() {
     let used = server.get(&format!("{quotas}/q")).await["status"]["used"].clone();
     assert_eq!(used["count/configmaps"], "5");
 }
+
+#[tokio::test]
+async fn an_aggregated_role_shows_what_it_grants() {
+    let server = Server::start().await;
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let view = server.get(&format!("{path}/view")).await;
+    assert!(view["rules"].as_array().unwrap().len() >= 10, "{view}");
+    let label = "rbac.authorization.k8s.io/aggregate-to-view";
+    let part = json!({"metadata": {"name": "x", "labels": {label: "true"}},
+        "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]});
+    server.post(path, &part).await;
+    let binding = json!({"metadata": {"name": "b"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]});
+    server.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await;
+    server.post("/api/v1/nodes", &json!({"metadata": {"name": "n"}})).await;
+    let server = server.with_user(User::authenticated("jane", &[]));
+    assert_eq!(server.call("GET", "/api/v1/nodes/n", None).await.0, 200);
+}

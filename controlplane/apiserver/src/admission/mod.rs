@@ -4,6 +4,7 @@
 //! except the quota, which accounts. Mutating plugins run before validation, validating ones after it.
 
 mod certificates;
+mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
@@ -120,7 +121,8 @@ impl Chain {
         priority::admit(lookup, request, object)?;
         pod_defaults::default_tolerations(request, object);
         storage_class::admit(lookup, request, object)?;
-        runtime_class::admit(lookup, request, object)
+        runtime_class::admit(lookup, request, object)?;
+        ingress_class::admit(lookup, request, object)
     }
 
     /// The validating plugins, in order, on the object as it will be stored.

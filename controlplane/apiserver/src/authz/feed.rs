@@ -8,8 +8,9 @@ use crate::lookup::list_prefix;
 use futures::FutureExt as _;
 use store::{Entry, KeyRange, Range, ReadError, Store, WatchRequest, Watcher};
 
-/// Events that may wait between two reads of a projection; beyond that the prefix is listed again.
-const EVENTS_MAX: usize = 4096;
+/// Events that may wait between two reads of a projection; beyond that the prefix is listed again. They hold their objects in
+/// memory, so a few megabytes at most.
+const EVENTS_MAX: usize = 512;
 
 /// What a feed keeps current.
 pub(crate) trait Projection {

@@ -160,6 +160,17 @@ impl Authorizer {
         projections.rbac.rules_of_role(role, namespace)
     }
 
+    /// Aggregated cluster roles by name, with the rules they have now.
+    pub(crate) fn aggregated_roles(&self) -> Vec<(String, Vec<Rule>)> {
+        let mut projections = self.lock();
+        if let Err(error) = projections.refresh_rbac(&self.store) {
+            tracing::error!(%error, "roles can't be read");
+            return Vec::new();
+        }
+        let all = projections.rbac.aggregated();
+        all.into_iter().map(|(name, rules)| (name.to_owned(), rules)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Projections> {
         self.projections.lock().unwrap_or_else(PoisonError::into_inner)
     }

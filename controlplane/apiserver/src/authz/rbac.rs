@@ -73,7 +73,7 @@ struct Binding {
 /// All roles and bindings, ready to be asked.
 #[derive(Debug, Default)]
 pub(crate) struct Rbac {
-    cluster_roles: HashMap<String, Role>,
+    cluster_roles: BTreeMap<String, Role>,
     cluster_bindings: BTreeMap<String, Binding>,
     /// By namespace, then name.
     roles: HashMap<String, HashMap<String, Role>>,
@@ -135,6 +135,24 @@ impl Rbac {
         Ok(self.resolve(role, namespace)?.into_iter().cloned().collect())
     }
 
+    /// Aggregated cluster roles with the rules they have now, each rule once, ordered by name of the selected roles.
+    pub(crate) fn aggregated(&self) -> Vec<(&str, Vec<Rule>)> {
+        let mut all = Vec::new();
+        for (name, role) in self.cluster_roles.iter().filter(|(_, r)| r.aggregation_rule.is_some())
+        {
+            let mut found = Vec::new();
+            self.collect(role, &mut found, 0);
+            let mut rules: Vec<Rule> = Vec::new();
+            for rule in found {
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+            all.push((name.as_str(), rules));
+        }
+        all
+    }
+
     fn bindings_of<'a>(&'a self, user: &'a User, namespace: &'a str) -> Vec<Found<'a>> {
         let cluster = self.cluster_bindings.iter().map(|(name, binding)| (None, name, binding));
         let local = self
@@ -176,8 +194,11 @@ impl Rbac {
     }
 
     fn collect<'a>(&'a self, role: &'a Role, into: &mut Vec<&'a Rule>, depth: usize) {
-        into.extend(&role.rules);
-        let Some(aggregation) = &role.aggregation_rule else { return };
+        // What an aggregated role has in `rules` is a copy for people, and may be stale.
+        let Some(aggregation) = &role.aggregation_rule else {
+            into.extend(&role.rules);
+            return;
+        };
         if depth >= AGGREGATION_DEPTH_MAX {
             return;
         }

@@ -10,8 +10,8 @@ mod objects;
 mod reconcile;
 mod spec;
 
-use crate::authz::Rule;
-use crate::lookup::object_key;
+use crate::authz::{Authorizer, Rule};
+use crate::lookup::{object_key, prefix};
 use bytes::Bytes;
 use jiff::Timestamp;
 use objects::BootstrapObject;
@@ -73,6 +73,29 @@ pub(crate) fn node_rules() -> Vec<Rule> {
 pub async fn ensure(store: &Store, settings: &Settings<'_>) -> Result<(), BootstrapError> {
     for object in objects::all(settings.service_cidrs) {
         ensure_one(store, settings, &object).await?;
+    }
+    show_aggregated(store).await
+}
+
+/// Writes the rules of aggregated roles into them for people to see. What they grant is evaluated from the selected roles.
+async fn show_aggregated(store: &Store) -> Result<(), BootstrapError> {
+    for (name, rules) in Authorizer::new(store.clone()).aggregated_roles() {
+        let key = object_key(prefix::CLUSTER_ROLES, None, &name);
+        let Some(entry) = store.get(key.as_bytes()) else { continue };
+        let mut role: Value = serde_json::from_slice(&entry.value)
+            .map_err(|source| BootstrapError::Decode { key: key.clone(), source })?;
+        let rules = json!(rules);
+        if role["rules"] == rules {
+            continue;
+        }
+        role["rules"] = rules;
+        let txn = Txn {
+            compare: vec![Compare::unchanged(key.clone().into_bytes(), entry.mod_revision)],
+            success: vec![Op::put(key.clone().into_bytes(), Bytes::from(role.to_string()))],
+            failure: Vec::new(),
+        };
+        // Somebody who was quicker wrote something newer.
+        store.txn(txn).await.map_err(|source| BootstrapError::Write { key, source })?;
     }
     Ok(())
 }
