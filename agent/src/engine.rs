@@ -7,6 +7,9 @@ use k8s_openapi::api::core::v1::Container;
 use monitor::protocol::{ContainerSpec, ContainerState, ExecSpec, FailureKind, SignalTarget};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::image::{
+    CredentialsError, Image, ImageStore, PullError, Reference, parse_docker_config,
+};
 use crate::pod::container::ImageFacts;
 use crate::runtime::{Runtime, RuntimeError};
 
@@ -17,10 +20,12 @@ const CAPTURE_BYTES_MAX: u64 = 10 * 1024;
 pub(crate) enum EngineError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("couldn't parse image name: {0}")]
-    InvalidImageName(String),
-    #[error("failed to pull and unpack image {image:?}: {why}")]
-    Pull { image: String, why: String },
+    #[error("couldn't parse image name {name:?}: {why}")]
+    InvalidImageName { name: String, why: String },
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error("the pull secrets can't be read")]
+    Secrets(#[from] CredentialsError),
     #[error("the output of a command was not read")]
     Output(#[from] std::io::Error),
 }
@@ -77,11 +82,37 @@ pub(crate) struct Captured {
 
 pub(crate) struct Engine {
     pub(crate) runtime: Runtime,
+    pub(crate) images: ImageStore,
+}
+
+fn reference(name: &str) -> Result<Reference, EngineError> {
+    name.parse().map_err(|error: crate::image::ReferenceError| EngineError::InvalidImageName {
+        name: name.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+/// An image as containers and their statuses need it.
+fn facts(reference: &Reference, image: Image) -> ImageFacts {
+    let digest = image.digests.iter().find(|digest| digest.starts_with(&reference.name()));
+    let id = digest.or(image.digests.first()).cloned().unwrap_or_else(|| image.id.clone());
+    ImageFacts {
+        name: reference.to_string(),
+        id,
+        layers: image.layers,
+        entrypoint: image.config.entrypoint,
+        cmd: image.config.cmd,
+        env: image.config.env,
+        user: image.config.user,
+        working_dir: image.config.working_dir,
+        stop_signal: Some(image.config.stop_signal).filter(|signal| !signal.is_empty()),
+        size_bytes: image.size_bytes,
+    }
 }
 
 impl Engine {
-    pub(crate) fn new(runtime: Runtime) -> Engine {
-        Engine { runtime }
+    pub(crate) fn new(runtime: Runtime, images: ImageStore) -> Engine {
+        Engine { runtime, images }
     }
 
     pub(crate) async fn create(&self, spec: ContainerSpec) -> Result<ContainerState, EngineError> {
@@ -92,12 +123,20 @@ impl Engine {
         Ok(self.runtime.start(id).await?)
     }
 
-    pub(crate) async fn image_present(&self, _name: &str) -> Option<ImageFacts> {
-        None
+    /// The image, if it is on this node.
+    pub(crate) fn image_present(&self, name: &str) -> Result<Option<ImageFacts>, EngineError> {
+        let reference = reference(name)?;
+        Ok(self.images.get(&reference).map(|image| facts(&reference, image)))
     }
 
     pub(crate) async fn pull(&self, request: PullRequest) -> Result<ImageFacts, EngineError> {
-        Err(EngineError::Pull { image: request.image, why: "not yet".into() })
+        let reference = reference(&request.image)?;
+        let mut credentials = Vec::new();
+        for secret in &request.secrets {
+            credentials.extend(parse_docker_config(secret)?);
+        }
+        let image = self.images.pull(&reference, &credentials, None).await?;
+        Ok(facts(&reference, image))
     }
 
     pub(crate) async fn signal(

@@ -27,6 +27,7 @@ mod run;
 mod runtime;
 mod services;
 mod source;
+mod stream;
 mod tunnel;
 mod volume;
 

@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::events::{Kind, Recorder};
 use crate::identity::Identity;
+use crate::image::{ImageStore, ImageStoreConfig};
 use crate::node::{NodeReporter, Reported, host};
 use crate::objects::ObjectStore;
 use crate::pod::dispatch::Dispatcher;
@@ -76,6 +77,11 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let netd = Netd::start(netd_config(&config, addresses), client.clone())
         .await
         .context("the pod network did not come up")?;
+    let images = ImageStore::open(ImageStoreConfig {
+        dir: config.data_dir.join("images"),
+        registries: config.registries_file.clone(),
+    })
+    .context("the image store can't be opened")?;
     let (recorder, events) = Recorder::new(client.clone(), config.node_name.clone());
     tokio::spawn(events);
     let checkpoint = Arc::new(Checkpoint::new(config.checkpoint_dir(), identity.clone()));
@@ -85,7 +91,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         objects: ObjectStore::new(client.clone(), link.clone(), checkpoint.clone()),
         tokens: Tokens::new(client.clone(), link.clone(), checkpoint.clone()),
         host: host::observe_host(&config.data_dir),
-        engine: Arc::new(Engine::new(runtime)),
+        engine: Arc::new(Engine::new(runtime, images)),
         netd: Arc::new(netd),
         config,
         client,

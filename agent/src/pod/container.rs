@@ -10,7 +10,7 @@ use monitor::protocol::{Capabilities, ContainerSpec, Mount, MountKind, Resources
 use crate::cgroup;
 use crate::config::Config;
 use crate::pod::env::expand;
-use crate::pod::rootfs::{Account, RootfsError};
+use crate::pod::rootfs::RootfsError;
 use crate::pod::sandbox::Sandbox;
 use crate::pod::spec;
 use crate::volume;
@@ -82,7 +82,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) pod_dir: &'a Path,
     pub(crate) attempt_dir: &'a Path,
     pub(crate) rootfs: &'a Path,
-    pub(crate) account: &'a Account,
+    pub(crate) account: &'a User,
     pub(crate) node_memory_bytes: u64,
 }
 
@@ -240,8 +240,8 @@ fn environment(inputs: &Inputs<'_>) -> Vec<(String, String)> {
         all.push(("PATH".to_owned(), PATH_DEFAULT.to_owned()));
     }
     if missing(&all, "HOME") {
-        let home = inputs.account.home.clone().unwrap_or_else(|| "/".to_owned());
-        all.push(("HOME".to_owned(), home));
+        let home = if inputs.account.uid == 0 { "/root" } else { "/" };
+        all.push(("HOME".to_owned(), home.to_owned()));
     }
     if inputs.container.tty.unwrap_or(false) && missing(&all, "TERM") {
         all.push(("TERM".to_owned(), "xterm".to_owned()));
@@ -271,10 +271,10 @@ fn working_dir(container: &Container, image: &ImageFacts) -> String {
     if dir.is_empty() { "/".to_owned() } else { dir }
 }
 
-fn user(account: &Account, pod: &Pod) -> User {
+fn user(account: &User, pod: &Pod) -> User {
     let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let strict = context.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict");
-    let mut groups = if strict { Vec::new() } else { account.groups.clone() };
+    let mut groups = if strict { Vec::new() } else { account.additional_gids.clone() };
     let given = context.and_then(|context| context.supplemental_groups.as_deref());
     let given = given.unwrap_or_default().iter().chain(context.and_then(|c| c.fs_group.as_ref()));
     groups.extend(given.filter_map(|group| u32::try_from(*group).ok()));
@@ -447,7 +447,7 @@ mod tests {
             "containers": [{"name": "c", "securityContext": {"runAsGroup": 9}}]}));
         let container = &pod.spec.as_ref().unwrap().containers[0];
         assert_eq!(wanted_user(&pod, container, &ImageFacts::default()), "7:9");
-        let account = Account { uid: 7, gid: 9, groups: vec![44], home: None };
+        let account = User { uid: 7, gid: 9, additional_gids: vec![44] };
         assert_eq!(user(&account, &pod).additional_gids, [9, 20, 30, 44]);
     }
 }

@@ -135,8 +135,9 @@ impl Start {
         let name = self.container.image.clone().unwrap_or_default();
         let policy = PullPolicy::of(&self.container);
         let engine = &self.context.engine;
+        let present = engine.image_present(&name).map_err(|e| self.pull_failure(&name, &e))?;
         if policy != PullPolicy::Always
-            && let Some(image) = engine.image_present(&name).await
+            && let Some(image) = present
         {
             self.tell(
                 "Pulled",
@@ -178,7 +179,7 @@ impl Start {
 
     fn pull_failure(&self, name: &str, error: &EngineError) -> StartFailure {
         let (reason, message) = match error {
-            EngineError::InvalidImageName(why) => {
+            EngineError::InvalidImageName { why, .. } => {
                 ("InvalidImageName", format!("Failed to apply default image tag {name:?}: {why}"))
             }
             error => ("ErrImagePull", chain(error)),
