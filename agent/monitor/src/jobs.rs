@@ -28,6 +28,8 @@ use crate::validate;
 
 /// A creator that takes longer is killed: mounts of a dead server hang for good.
 const CREATE_SECONDS_MAX: u64 = 120;
+/// As runc says it, whose text people search for.
+const OOM_AT_START: &str = "container init was OOM-killed (memory limit too low?)";
 /// Device nodes below `/dev` given to a privileged container.
 const DEVICES_MAX: usize = 4096;
 
@@ -243,7 +245,10 @@ impl Monitor {
             (What::Container(container, ends, status), Ok(pid)) => {
                 self.made_container(*container, (ends, status), pid, console)
             }
-            (What::Container(container, ..), Err(message)) => {
+            (What::Container(container, ..), Err(mut message)) => {
+                if cgroup::oom_kills(&container.cgroup) > 0 {
+                    message = format!("{OOM_AT_START}: {message}");
+                }
                 self.discard(&container.state.id, &container.cgroup);
                 Err(classify(message))
             }

@@ -166,9 +166,13 @@ fn make_rootfs(root: &Path) {
     }
 }
 
+/// A monitor built otherwise than the tests, for benchmarks.
+pub(crate) const PROGRAM: &str = "MONITOR_PROGRAM";
+
 fn start(config: &MonitorConfig) -> Child {
     let program = std::env::current_exe().unwrap();
     let program = program.parent().unwrap().parent().unwrap().join("examples/monitor");
+    let program = std::env::var_os(PROGRAM).map_or(program, PathBuf::from);
     assert!(program.exists(), "{} is not built", program.display());
     Command::new(program).args(config.to_arguments()).stdin(Stdio::null()).spawn().unwrap()
 }

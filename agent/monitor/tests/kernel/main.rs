@@ -12,6 +12,7 @@
 
 mod harness;
 mod isolation;
+mod latency;
 mod lifecycle;
 mod streams;
 mod survival;

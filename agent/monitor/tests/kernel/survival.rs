@@ -25,7 +25,7 @@ fn containers_outlive_a_killed_monitor() {
     let script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done";
     lab.client.create(lab.spec("writer", script)).unwrap();
     lab.client.start("writer").unwrap();
-    lab.client.create(lab.spec("short", "sleep 0.3")).unwrap();
+    lab.client.create(lab.spec("short", "sleep 1000")).unwrap();
     lab.client.start("short").unwrap();
     assert_eq!(lab.run(lab.spec("done", "exit 3")).code, 3);
     let mut spec = lab.spec("tty", "while read x; do echo got $x; done");
@@ -39,6 +39,8 @@ fn containers_outlive_a_killed_monitor() {
     let before = pid(&mut lab, "writer");
     let short = pid(&mut lab, "short");
     lab.kill_monitor();
+    let victim = nix::unistd::Pid::from_raw(short);
+    nix::sys::signal::kill(victim, nix::sys::signal::Signal::SIGKILL).unwrap();
     until(|| std::path::Path::new(&format!("/proc/{short}")).exists(), |exists| !exists);
     lab.restart_monitor();
     assert_eq!(pid(&mut lab, "writer"), before);
