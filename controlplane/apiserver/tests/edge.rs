@@ -80,9 +80,15 @@ async fn a_node_keeps_to_itself() {
     let server = server.with_user(node("two"));
     assert_eq!(server.call("PATCH", &own, Some(&ready)).await.0, 403);
     assert_eq!(server.call("DELETE", &format!("{PODS}/a"), None).await.0, 403);
+    let eviction = json!({"metadata": {"name": "a"}});
+    let (code, status) = server.call("POST", &format!("{PODS}/a/eviction"), Some(&eviction)).await;
+    assert_eq!(code, 403, "{status}");
     assert_eq!(server.call("DELETE", "/api/v1/nodes/one", None).await.0, 403);
     assert_eq!(server.call("DELETE", "/api/v1/nodes/two", None).await.0, 200);
     assert_eq!(server.call("POST", PODS, Some(&pod("b"))).await.0, 403);
+    let server = server.with_user(admin());
+    let kept = server.get(&format!("{PODS}/a")).await;
+    assert!(!kept.to_string().contains("DisruptionTarget"), "a refused eviction leaves no trace");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::created;
 use crate::{
+    admit::{self, Operation},
     body::Body,
     registry::{Alongside, Outcome},
     rules, stored,
@@ -30,6 +31,7 @@ pub(super) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiEr
         "" => object::name(&binding).to_owned(),
         name => name.to_owned(),
     };
+    admit::mutate(call, Operation::Create, &mut binding, None).await?;
     check(&binding, &name)?;
     let dry = call.query.dry_run()?;
     let pods = call.server.row("", "pods")?;

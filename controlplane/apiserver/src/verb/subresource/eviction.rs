@@ -16,6 +16,7 @@ use store::{Entry, KeyRange, Range};
 
 use super::created;
 use crate::{
+    admit::{self, Operation},
     body::Body,
     key,
     registry::{self, Alongside, Outcome},
@@ -41,6 +42,7 @@ pub(super) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiEr
     if !given.is_empty() && given != call.name() {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
+    admit::mutate(call, Operation::Create, &mut eviction, None).await?;
     let options = DeleteOptions::of_object(&eviction["deleteOptions"], &call.query)?;
     let entry = call.server.registry().get(&call.resource, call.namespace(), call.name())?;
     let pod = stored::decode(&entry)?;
