@@ -10,8 +10,12 @@ use crate::{
     history,
     kinds::{DaemonSet, Pod},
     runtime::{
-        Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        selector, template, write::Deletion,
+        Error, Key, Next, WorkQueue,
+        error::gone_is_fine,
+        events::Tone,
+        object::Kind,
+        run_workers, selector, template,
+        write::{Deletion, without_zeros},
     },
 };
 use futures::future::join_all;
@@ -20,6 +24,9 @@ use serde_json::json;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 const COMPONENT: &str = "daemonset-controller";
+/// Counts that a status always shows.
+const STATUS_ZEROS: [&str; 4] =
+    ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
 /// DaemonSets worked on at one time.
 const WORKERS: usize = 2;
 /// Creations or deletions in flight at one time.
@@ -76,7 +83,8 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
     let pods = pods(cluster, &set);
     let status = plan::status(&set, &nodes, (&fit, &hash), (&pods, cluster.now()));
     if status != set.status {
-        gone_is_fine(cluster.daemon_sets.patch_status(&set.metadata, json!(status)).await)?;
+        let patch = without_zeros(json!(status), &STATUS_ZEROS);
+        gone_is_fine(cluster.daemon_sets.patch_status(&set.metadata, patch).await)?;
     }
     result?;
     let live: HashSet<String> =

@@ -9,8 +9,12 @@ use crate::{
     cluster::{Cluster, may_adopt},
     kinds::{Deployment, ReplicaSet},
     runtime::{
-        Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        selector, template, write::Deletion,
+        Error, Key, Next, WorkQueue,
+        error::gone_is_fine,
+        events::Tone,
+        object::Kind,
+        run_workers, selector, template,
+        write::{Deletion, without_zeros},
     },
 };
 use plan::{Fleet, Step};
@@ -227,7 +231,7 @@ async fn write_status(cluster: &Cluster, fleet: &Fleet) -> Result<Next, Error> {
     let deployment = &fleet.deployment;
     let outcome = status::plan(fleet, cluster.now());
     if outcome.status != deployment.status {
-        let patch = json!(outcome.status);
+        let patch = without_zeros(json!(outcome.status), &["terminatingReplicas"]);
         gone_is_fine(cluster.deployments.patch_status(&deployment.metadata, patch).await)?;
     }
     Ok(outcome.look_again.map_or(Next::Done, Next::After))

@@ -7,8 +7,12 @@ use crate::{
     cluster::{Cluster, may_adopt},
     kinds::{Pod, ReplicaSet},
     runtime::{
-        Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        selector, template, write::Deletion,
+        Error, Key, Next, WorkQueue,
+        error::gone_is_fine,
+        events::Tone,
+        object::Kind,
+        run_workers, selector, template,
+        write::{Deletion, without_zeros},
     },
 };
 use futures::future::join_all;
@@ -73,6 +77,7 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
     let now = cluster.now();
     let status = plan::status(&set, &active, terminating, (failure, now));
     if let Some(patch) = plan::status_patch(&set, &status) {
+        let patch = without_zeros(patch, &["replicas", "terminatingReplicas"]);
         gone_is_fine(cluster.replica_sets.patch_status(&set.metadata, patch).await)?;
     }
     match outcome {

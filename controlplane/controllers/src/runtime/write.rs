@@ -47,6 +47,16 @@ pub(crate) fn guarded(mut patch: Value, meta: &ObjectMeta) -> Value {
     patch
 }
 
+/// A status as Kubernetes writes it: counts that are zero are left out, except those named.
+pub(crate) fn without_zeros(mut status: Value, kept: &[&str]) -> Value {
+    for (field, value) in status.as_object_mut().into_iter().flatten() {
+        if *value == json!(0) && !kept.contains(&field.as_str()) {
+            *value = Value::Null;
+        }
+    }
+    status
+}
+
 impl<K: Kind> Cache<K> {
     /// Creates an object.
     pub(crate) async fn create(&self, namespace: &str, body: &Value) -> Result<Arc<K>, Error> {
