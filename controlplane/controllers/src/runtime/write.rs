@@ -47,10 +47,11 @@ pub(crate) fn guarded(mut patch: Value, meta: &ObjectMeta) -> Value {
     patch
 }
 
-/// A status as Kubernetes writes it: counts that are zero are left out, except those named.
+/// A status as Kubernetes writes it: zero counts and empty lists are left out, except those named.
 pub(crate) fn without_zeros(mut status: Value, kept: &[&str]) -> Value {
     for (field, value) in status.as_object_mut().into_iter().flatten() {
-        if *value == json!(0) && !kept.contains(&field.as_str()) {
+        let empty = *value == json!(0) || value.as_array().is_some_and(Vec::is_empty);
+        if empty && !kept.contains(&field.as_str()) {
             *value = Value::Null;
         }
     }
