@@ -42,7 +42,7 @@ pub(crate) async fn mutate(
 ) -> Result<(), ApiError> {
     let namespace = namespace(call, old.unwrap_or(object)).to_owned();
     let request = request(call, operation, (call.name(), &namespace), old)?;
-    call.server.admission().mutate(&request, object)
+    call.server.admission().mutate(&request, object).await
 }
 
 /// Validating plugins, in order. A delete has no object to change, so that its mutating plugins only refuse.
@@ -61,7 +61,7 @@ pub(crate) async fn validate(
     };
     let request = request(call, operation, (name, namespace(call, object)), old)?;
     if operation == Operation::Delete {
-        chain.mutate(&request, &mut object.clone())?;
+        chain.mutate(&request, &mut object.clone()).await?;
     }
     chain.validate(&request, object)
 }

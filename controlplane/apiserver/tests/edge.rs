@@ -232,3 +232,18 @@ async fn an_aggregated_role_shows_what_it_grants() {
     let server = server.with_user(User::authenticated("jane", &[]));
     assert_eq!(server.call("GET", "/api/v1/nodes/n", None).await.0, 200);
 }
+
+#[tokio::test]
+async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
+    let server = Server::start().await;
+    server.post("/api/v1/namespaces", &json!({"metadata": {"name": "new"}})).await;
+    let made = async {
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        let account = json!({"metadata": {"name": "default"}});
+        server.post("/api/v1/namespaces/new/serviceaccounts", &account).await
+    };
+    let a = pod("a");
+    let asked = server.post("/api/v1/namespaces/new/pods", &a);
+    let (pod, _) = futures::join!(asked, made);
+    assert_eq!(pod["spec"]["serviceAccountName"], "default");
+}

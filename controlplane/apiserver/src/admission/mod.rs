@@ -107,7 +107,7 @@ impl Chain {
     }
 
     /// The mutating plugins, in order. On a delete `object` is the stored one and changes to it are lost.
-    pub fn mutate(
+    pub async fn mutate(
         &self,
         request: &AdmissionRequest<'_>,
         object: &mut Value,
@@ -115,7 +115,7 @@ impl Chain {
         let lookup = &self.lookup;
         namespace_lifecycle::admit(lookup, request, object)?;
         limit_ranger::admit(lookup, request, object)?;
-        service_account::admit(lookup, request, object)?;
+        service_account::admit(lookup, request, object).await?;
         node_restriction::admit(lookup, request, object)?;
         pod_defaults::taint_new_node(request, object);
         priority::admit(lookup, request, object)?;

@@ -7,12 +7,16 @@ use apimachinery::status::ApiError;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const DEFAULT_ACCOUNT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
 /// Kubernetes 1.36: a token is asked for this long; the server recognises the length and extends it.
 const TOKEN_SECONDS: i64 = 3607;
+/// Kubernetes 1.36: ten looks, 100 to 200 ms apart.
+const DEFAULT_ATTEMPTS: u32 = 10;
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
 
@@ -23,7 +27,7 @@ struct Account {
     image_pull_secrets: Vec<Value>,
 }
 
-pub(super) fn admit(
+pub(super) async fn admit(
     lookup: &Lookup,
     request: &AdmissionRequest<'_>,
     pod: &mut Value,
@@ -38,9 +42,7 @@ pub(super) fn admit(
     let name = named.unwrap_or(DEFAULT_ACCOUNT).to_owned();
     pod["spec"]["serviceAccountName"] = json!(name);
     pod["spec"]["serviceAccount"] = json!(name);
-    let found: Option<Account> = lookup
-        .get(prefix::SERVICE_ACCOUNTS, Some(request.namespace), &name)
-        .map_err(|error| unreadable(&error))?;
+    let found = find(lookup, request.namespace, &name).await?;
     let Some(account) = found else {
         let why = format!(
             "error looking up service account {}/{name}: serviceaccount \"{name}\" not found",
@@ -57,6 +59,21 @@ pub(super) fn admit(
         pod["spec"]["imagePullSecrets"] = json!(account.image_pull_secrets);
     }
     Ok(())
+}
+
+/// The account. A new namespace's default account is made a moment after it, so that one is waited for, as upstream does.
+async fn find(lookup: &Lookup, namespace: &str, name: &str) -> Result<Option<Account>, ApiError> {
+    let attempts = if name == DEFAULT_ACCOUNT { DEFAULT_ATTEMPTS } else { 1 };
+    for attempt in 1..=attempts {
+        let found = lookup
+            .get(prefix::SERVICE_ACCOUNTS, Some(namespace), name)
+            .map_err(|error| unreadable(&error))?;
+        if found.is_some() || attempt == attempts {
+            return Ok(found);
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+    Ok(None)
 }
 
 fn check_mirror(request: &AdmissionRequest<'_>, pod: &Value) -> Result<(), ApiError> {
