@@ -34,6 +34,11 @@ pub(crate) async fn ensure(server: &ApiServer) -> Result<(), SetupError> {
         SetupError::Ensure { what: "the first objects".into(), message: error.to_string() }
     })?;
     create(server, "/api/v1/namespaces/default/services", &service(server)).await?;
+    let address = server.config().advertise_address;
+    if address.is_loopback() {
+        tracing::warn!(%address, "pods can't reach a loopback address: the kubernetes Service has no endpoints");
+        return Ok(());
+    }
     put(server, "/api/v1/namespaces/default/endpoints", &endpoints(server)).await?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     put(server, slices, &slice(server)).await

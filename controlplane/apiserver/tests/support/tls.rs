@@ -51,7 +51,7 @@ impl Authority {
         Identity { certificate: signed.der().clone(), certificate_pem: signed.pem(), key }
     }
 
-    fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         roots
