@@ -54,8 +54,6 @@ struct Envelope {
 pub(crate) enum Ended {
     #[error("closed by the agent")]
     Closed,
-    #[error("the agent speaks protocol {0}, this monitor {PROTOCOL_VERSION}")]
-    Newer(u32),
     #[error("the agent doesn't read")]
     Slow,
     #[error(transparent)]
@@ -102,8 +100,9 @@ impl Connection {
         let mut calls = Vec::new();
         if !self.greeted {
             let Some(hello) = self.decoder.next_frame::<Hello>()? else { return Ok(calls) };
-            if hello.version > PROTOCOL_VERSION {
-                return Err(Ended::Newer(hello.version));
+            // A newer agent knows from our greeting what it talks to; it can at least upgrade us.
+            if hello.version != PROTOCOL_VERSION {
+                tracing::warn!(theirs = hello.version, ours = PROTOCOL_VERSION, "another protocol");
             }
             self.greeted = true;
         }

@@ -12,6 +12,8 @@ use super::reference::Digest;
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const BUFFER_BYTES: usize = 64 << 10;
+/// Memory a zstd layer may ask for; compressors use 8 MiB unless told to go "ultra".
+const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
 /// Hashes what passes through.
 pub(crate) struct Hashing<R> {
@@ -57,7 +59,8 @@ impl<R: Read> Decompressor<R> {
             return Ok(Decompressor::Gzip(Box::new(MultiGzDecoder::new(source))));
         }
         if start.starts_with(ZSTD) {
-            let decoder = StreamingDecoder::new(source).map_err(io::Error::other)?;
+            let decoder = StreamingDecoder::new_with_max_window_size(source, WINDOW_BYTES_MAX)
+                .map_err(io::Error::other)?;
             return Ok(Decompressor::Zstd(Box::new(ZstdFrames { decoder: Some(decoder) })));
         }
         Ok(Decompressor::Plain(source))

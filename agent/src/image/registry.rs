@@ -13,6 +13,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, WWW_AUTHENTICATE
 use http::{Response, StatusCode};
 use serde::Deserialize;
 use ureq::Body;
+use ureq::config::RedirectAuthHeaders;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::credentials::Credentials;
@@ -88,6 +89,8 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(CONNECT_SECONDS_MAX)))
             .timeout_recv_response(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))
             .timeout_per_read(Some(Duration::from_secs(STALLED_SECONDS_MAX)))
+            // Blobs are redirected to storage elsewhere, which must not see our token.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .max_idle_connections(4)
             .build()
             .new_agent();

@@ -57,6 +57,7 @@ pub(super) struct Link {
     stream: UnixStream,
     decoder: Decoder,
     monitor_pid: i32,
+    monitor_version: u32,
     next: u64,
     waiting: HashMap<u64, Waiting>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
@@ -76,6 +77,7 @@ impl Link {
             stream,
             decoder: Decoder::default(),
             monitor_pid: 0,
+            monitor_version: 0,
             next: 1,
             waiting: HashMap::new(),
             execs: HashMap::new(),
@@ -85,6 +87,7 @@ impl Link {
         if let Err(error) = link.upgrade_outdated().await {
             tracing::warn!(%error, "the monitor stays what it is");
         }
+        link.check_version()?;
         link.hold_all().await?;
         Ok(link)
     }
@@ -135,9 +138,7 @@ impl Link {
         let limit = Duration::from_secs(GREETING_SECONDS_MAX);
         let greeted = tokio::time::timeout(limit, self.read_frame::<Hello>()).await;
         let theirs = greeted.map_err(|_| RuntimeError::TimedOut)??;
-        if theirs.version > PROTOCOL_VERSION {
-            return Err(RuntimeError::Newer(theirs.version));
-        }
+        self.monitor_version = theirs.version;
         if theirs.pid != self.monitor_pid {
             // Ends of execs are known to the monitor that ran them alone.
             self.execs.clear();
@@ -216,7 +217,15 @@ impl Link {
         self.stream = self.spawner.connect().await.map_err(RuntimeError::Start)?;
         self.decoder = Decoder::default();
         self.greet().await?;
+        self.check_version()?;
         self.restore_all().await
+    }
+
+    fn check_version(&self) -> Result<(), RuntimeError> {
+        match self.monitor_version {
+            version if version > PROTOCOL_VERSION => Err(RuntimeError::Newer(version)),
+            _ => Ok(()),
+        }
     }
 
     async fn send(&mut self, call: Outgoing) -> Result<(), RuntimeError> {
