@@ -110,6 +110,14 @@ impl Metrics {
             ("flotilla_store_watchers", "gauge", store.watchers as u64),
             ("flotilla_store_watches_expired_total", "counter", store.watches_expired),
             ("flotilla_store_revision", "gauge", store.revision.unsigned_abs()),
+            ("flotilla_store_written_bytes_total", "counter", store.written.bytes),
+            ("flotilla_store_flushes_total", "counter", store.written.flushes),
+            ("flotilla_store_checkpoints_total", "counter", store.written.checkpoints),
+            (
+                "flotilla_store_checkpoint_failures_total",
+                "counter",
+                store.written.checkpoint_failures,
+            ),
         ] {
             writeln!(out, "# TYPE {name} {kind}\n{name} {value}")?;
         }
