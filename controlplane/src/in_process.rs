@@ -13,6 +13,8 @@ use tower::Service;
 
 /// The identity of the scheduler.
 pub const SCHEDULER: &str = "system:kube-scheduler";
+/// The identity of the master itself, which may do everything.
+pub const MASTER: (&str, &[&str]) = ("system:apiserver", &["system:masters"]);
 /// The identity of the controllers.
 pub const CONTROLLERS: &str = "system:kube-controller-manager";
 
@@ -39,8 +41,8 @@ impl Service<Request<kube::client::Body>> for InProcess {
     }
 }
 
-/// A client that acts as `user`.
-pub fn client(server: ApiServer, user: &str) -> kube::Client {
-    let caller = Caller::new(User::authenticated(user, &[]));
+/// A client that acts as `user`, in `groups`.
+pub fn client(server: ApiServer, user: &str, groups: &[&str]) -> kube::Client {
+    let caller = Caller::new(User::authenticated(user, groups));
     kube::Client::new(InProcess { server, caller }, "default")
 }

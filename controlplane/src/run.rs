@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::in_process::{self, CONTROLLERS, SCHEDULER};
 use crate::pki::{Pair, Pki, Wanted};
 use crate::tls::{self, Shown};
-use crate::{addresses, kubeconfig, status};
+use crate::{addresses, dns_service, kubeconfig, status};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
 const WORKERS: usize = 2;
@@ -160,7 +160,7 @@ impl Identity {
     fn open(config: Config, now: Timestamp) -> anyhow::Result<Self> {
         let advertise = config.advertise_address.or_else(addresses::default_address);
         let advertise = advertise.unwrap_or_else(|| {
-            tracing::warn!("the machine has no address but loopback; no other node can join");
+            tracing::warn!("the machine has no address but loopback; restart the master when it has one, or give --advertise-address, so that nodes can join");
             Ipv4Addr::LOCALHOST.into()
         });
         let pki = Pki::open(&config.data_dir.join("pki"), now)?;
@@ -255,6 +255,9 @@ impl Parts {
         store: Store,
     ) -> anyhow::Result<Self> {
         let server = Box::pin(ApiServer::new(identity.apiserver_config(), store)).await?;
+        let (user, groups) = in_process::MASTER;
+        let own = in_process::client(server.clone(), user, groups);
+        Box::pin(dns_service::ensure(own, &identity.config)).await?;
         let tls = tls::server_config(&identity.pki.ca().certificate_pem, identity.shown.clone())?;
         let (stop_components, stopping) = watch::channel(false);
         let (stop_serving, stopping_serving) = watch::channel(false);
@@ -266,13 +269,13 @@ impl Parts {
             api.serve(listener, tls, stopping_serving).await.context("the API server")?;
             Ok("the API server")
         });
-        let scheduler = in_process::client(server.clone(), SCHEDULER);
+        let scheduler = in_process::client(server.clone(), SCHEDULER, &[]);
         let stop = stopping.clone();
         components.spawn(async move {
             scheduler::run(scheduler, scheduler::Config::default(), stop).await?;
             Ok("the scheduler")
         });
-        let reconciling = in_process::client(server, CONTROLLERS);
+        let reconciling = in_process::client(server, CONTROLLERS, &[]);
         let (config, stop) = (identity.controllers_config(), stopping.clone());
         components.spawn(async move {
             controllers::run(reconciling, config, stop).await?;
