@@ -73,8 +73,7 @@ fn a_master_survives_a_kill_and_ends_well() {
 
     // Another process with another port must find the folder taken, and leave the kubeconfig as it is.
     let other = free_port();
-    let second =
-        controlplane(&dir, &["run", "--bind-address", "127.0.0.1", "--secure-port", &other]);
+    let arguments = ["run", "--bind-address", "127.0.0.1", "--secure-port", &other];
     let second = controlplane(&dir, &arguments).output().unwrap();
     let error = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && error.contains("is in use by another process"), "{error}");
