@@ -4,8 +4,8 @@ use crate::{
     Config,
     kinds::{
         CertificateSigningRequest, ConfigMap, ControllerRevision, DaemonSet, Deployment,
-        EndpointSlice, Endpoints, Lease, Namespace, Node, Pod, PodDisruptionBudget, ReplicaSet,
-        Secret, Service, ServiceAccount,
+        EndpointSlice, Endpoints, Job, Lease, Namespace, Node, Pod, PodDisruptionBudget,
+        ReplicaSet, Secret, Service, ServiceAccount,
     },
     runtime::{Cache, Error, Recorder, object::Kind},
 };
@@ -25,6 +25,7 @@ pub(crate) struct Cluster {
     pub(crate) daemon_sets: Arc<Cache<DaemonSet>>,
     pub(crate) revisions: Arc<Cache<ControllerRevision>>,
     pub(crate) budgets: Arc<Cache<PodDisruptionBudget>>,
+    pub(crate) jobs: Arc<Cache<Job>>,
     pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) node_leases: Arc<Cache<Lease>>,
     pub(crate) services: Arc<Cache<Service>>,
@@ -54,6 +55,7 @@ impl Cluster {
             daemon_sets: Cache::new(c()),
             revisions: Cache::new(c()),
             budgets: Cache::new(c()),
+            jobs: Cache::new(c()),
             nodes: Cache::new(c()),
             node_leases: Cache::new(c()),
             services: Cache::new(c()),
@@ -78,6 +80,7 @@ impl Cluster {
         self.reflect(&self.daemon_sets, watcher::Config::default(), tasks);
         self.reflect(&self.revisions, watcher::Config::default(), tasks);
         self.reflect(&self.budgets, watcher::Config::default(), tasks);
+        self.reflect(&self.jobs, watcher::Config::default(), tasks);
         self.reflect(&self.nodes, watcher::Config::default(), tasks);
         self.reflect(&self.services, watcher::Config::default(), tasks);
         self.reflect(&self.endpoint_slices, watcher::Config::default(), tasks);
@@ -113,6 +116,7 @@ impl Cluster {
             self.daemon_sets.synced(),
             self.revisions.synced(),
             self.budgets.synced(),
+            self.jobs.synced(),
             self.nodes.synced(),
             self.node_leases.synced(),
             self.services.synced(),

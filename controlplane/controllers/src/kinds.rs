@@ -619,3 +619,53 @@ pub(crate) struct BudgetStatus {
     #[serde(deserialize_with = "or_default")]
     pub(crate) conditions: Vec<Condition>,
 }
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Job {
+    #[serde(deserialize_with = "slim_meta")]
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: JobSpec,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) status: JobStatus,
+}
+projection!(Job, NamespaceResourceScope, "batch", "v1", "Job", "jobs");
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JobSpec {
+    pub(crate) parallelism: Option<i32>,
+    pub(crate) completions: Option<i32>,
+    pub(crate) completion_mode: Option<String>,
+    pub(crate) backoff_limit: Option<i32>,
+    pub(crate) active_deadline_seconds: Option<i64>,
+    pub(crate) ttl_seconds_after_finished: Option<i32>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) suspend: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) template: Value,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct JobStatus {
+    pub(crate) active: i32,
+    pub(crate) ready: Option<i32>,
+    pub(crate) terminating: Option<i32>,
+    pub(crate) succeeded: i32,
+    pub(crate) failed: i32,
+    pub(crate) start_time: Option<Time>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) uncounted_terminated_pods: Uncounted,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) conditions: Vec<Condition>,
+}
+
+/// Pods that ended and are not part of the counts yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Uncounted {
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) succeeded: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) failed: Vec<String>,
+}

@@ -12,6 +12,7 @@ mod disruption;
 mod endpoint_slice;
 mod garbage;
 mod history;
+mod job;
 mod kinds;
 mod namespace;
 mod node_ipam;
@@ -55,6 +56,7 @@ pub async fn run(
         daemon_set::start(&cluster).boxed(),
         disruption::start(&cluster).boxed(),
         endpoint_slice::start(&cluster).boxed(),
+        job::start(&cluster).boxed(),
         node_lifecycle::start(&cluster).boxed(),
         node_ipam::start(&cluster).boxed(),
         certificates::start(&cluster, authority).boxed(),
