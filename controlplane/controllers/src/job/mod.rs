@@ -11,8 +11,12 @@ use crate::{
     cluster::Cluster,
     kinds::{Job, Pod},
     runtime::{
-        Error, Key, Next, WorkQueue, error::gone_is_fine, events::Tone, object::Kind, run_workers,
-        write::Deletion,
+        Error, Key, Next, WorkQueue,
+        error::gone_is_fine,
+        events::Tone,
+        object::Kind,
+        run_workers,
+        write::{Deletion, without_zeros},
     },
 };
 use futures::future::join_all;
@@ -99,7 +103,7 @@ async fn count_ended(
         "failed": job.status.failed + plan::count(noted.failed.len()),
         "uncountedTerminatedPods": {"succeeded": null, "failed": null},
     });
-    cluster.jobs.patch_status(&job.metadata, patch).await
+    cluster.jobs.patch_status(&job.metadata, without_zeros(patch, &[])).await
 }
 
 /// Takes our finalizer off.
@@ -159,7 +163,7 @@ async fn apply(cluster: &Cluster, job: &Arc<Job>, plan: Plan) -> Result<Next, Er
     }
     if let Some(patch) = plan.status {
         let kept = ["terminating", "ready"];
-        let patch = crate::runtime::write::without_zeros(patch, &kept);
+        let patch = without_zeros(patch, &kept);
         gone_is_fine(cluster.jobs.patch_status(&job.metadata, patch).await)?;
     }
     Ok(plan.look_again.map_or(Next::Done, |wait| Next::After(wait.max(Duration::from_millis(100)))))
