@@ -5,6 +5,7 @@
 //! `flt*`, the pins under `<run_dir>/netns`. It never touches anything else. Invariant: what the kernel
 //! holds of ours is a function of the saved and watched state; whoever changes it sees it repaired.
 
+mod accepts;
 mod cluster;
 mod config;
 mod desired;
@@ -164,6 +165,7 @@ impl Netd {
         };
         let mut finishing = JoinSet::new();
         finishing.spawn(services.run());
+        finishing.spawn(accepts::run(config.clone(), stop.subscribe()));
         tracker.spawn_saving(&mut finishing, &config.state_dir, stop.subscribe());
         tracker.spawn(&mut tasks, &client);
         if !config.cluster_dns.is_empty() {

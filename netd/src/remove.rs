@@ -13,7 +13,7 @@ use crate::error::RemoveError;
 use crate::kernel::{nft, nft_dump};
 use crate::link::{self, LinkError};
 use crate::rules::{Family, Ruleset};
-use crate::{Config, netns, network, pods, route, saved, sysctl};
+use crate::{Config, accepts, netns, network, pods, route, saved, sysctl};
 
 /// Removes everything of ours; `left` in the error names what stayed.
 pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
@@ -25,6 +25,7 @@ pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
     };
     check("network namespaces", remove_pins(config).map_err(text));
     check("rules", remove_tables(config));
+    check("accept rules", accepts::remove(config).map_err(text));
     match rtnetlink::new_connection_with_strict_check() {
         Ok((connection, handle, _)) => {
             let connection = tokio::spawn(connection);

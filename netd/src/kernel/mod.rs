@@ -3,6 +3,8 @@
 //! Blocking code: callers run it on a thread that may wait. Must not decide anything about services.
 
 pub(crate) mod conntrack;
+pub(crate) mod iptables;
+pub(crate) mod native;
 mod netfilter;
 pub(crate) mod nft;
 pub(crate) mod nft_dump;
