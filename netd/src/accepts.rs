@@ -15,7 +15,7 @@ use crate::kernel::notifications::Notifications;
 use crate::kernel::{iptables, native};
 use crate::rules::Family;
 use crate::services::stopped;
-use crate::{Config, DNS_ADDRESS, Protocol};
+use crate::{Config, DNS_ADDRESS, Protocol, worker};
 
 /// The comment that makes a rule ours.
 pub(crate) const COMMENT: &str = "flotilla";
@@ -175,12 +175,8 @@ pub(crate) async fn run(config: Config, mut stop: watch::Receiver<bool>) {
     let mut last_error = None;
     while !*stop.borrow() {
         let config = config.clone();
-        let applied = tokio::task::spawn_blocking(move || apply(&config)).await;
-        let error = match applied {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
+        let applied = worker::run("netd-accepts", move || apply(&config)).await;
+        let error = applied.and_then(|applied| applied).err().map(|error| error.to_string());
         if error != last_error
             && let Some(error) = &error
         {

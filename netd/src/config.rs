@@ -8,8 +8,12 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::error::StartError;
+
 /// Routing protocol number of our routes (`ip route` shows `proto 86`); unassigned in iproute2's tables.
 pub const ROUTE_PROTOCOL: u8 = 86;
+/// Up to here routing protocol numbers are the kernel's and the administrator's (`RTPROT_STATIC`).
+const ROUTE_PROTOCOL_KERNEL_MAX: u8 = 4;
 /// UDP port of the overlay, IANA's for VXLAN.
 pub const VXLAN_PORT: u16 = 4789;
 /// VXLAN network identifier of the overlay.
@@ -95,6 +99,25 @@ impl Config {
             accept_tcp_ports: Vec::new(),
             mode: Mode::Node,
         }
+    }
+
+    /// Whether the configuration can be worked with.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let named = self.table.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+        if !named || !self.table.bytes().all(word) {
+            let text = format!("table {:?}: letters, digits, - and _ only", self.table);
+            return Err(StartError::Config(text));
+        }
+        if self.mode == Mode::Node && self.node_ips.is_empty() {
+            let text = "a node needs an address (InternalIP)".to_owned();
+            return Err(StartError::Config(text));
+        }
+        if self.route_protocol <= ROUTE_PROTOCOL_KERNEL_MAX {
+            let text = format!("routing protocol {} is the system's", self.route_protocol);
+            return Err(StartError::Config(text));
+        }
+        Ok(())
     }
 
     /// Folder of the pinned network namespaces.

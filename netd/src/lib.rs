@@ -30,6 +30,7 @@ mod services;
 mod sysctl;
 mod topology;
 mod tracker;
+mod worker;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -113,7 +114,7 @@ pub enum Readiness {
 #[derive(Debug)]
 pub struct Netd {
     requests: mpsc::Sender<pods::Request>,
-    table: watch::Receiver<pods::Table>,
+    table: watch::Sender<pods::Table>,
     readiness: watch::Receiver<Readiness>,
     programmed: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
@@ -123,63 +124,81 @@ pub struct Netd {
     tasks: JoinSet<()>,
 }
 
+type NodeChannels =
+    (watch::Sender<pods::Table>, mpsc::Receiver<pods::Request>, watch::Sender<Readiness>);
+
 impl Netd {
     /// Starts from the saved state, then follows the cluster: rules, routes and DNS go on in the background.
     pub async fn start(config: Config, client: kube::Client) -> Result<Netd, StartError> {
+        config.check()?;
         let state = |path: PathBuf| move |source| StartError::State { path, source };
         std::fs::create_dir_all(&config.state_dir).map_err(state(config.state_dir.clone()))?;
         let tracker = Tracker::load(&config.state_dir).map_err(state(config.state_dir.clone()))?;
-        let saved = pods::load(&config).map_err(state(config.run_dir.clone()))?;
+        let saved = match config.mode {
+            Mode::Node => pods::load(&config).map_err(state(config.run_dir.clone()))?,
+            Mode::Proxy => pods::Table::new(),
+        };
+        let (table, table_changes) = watch::channel(saved);
+        let (readiness, readiness_changes) = watch::channel(Readiness::NoPodCidr);
+        let (programmed, programmed_changes) = watch::channel(false);
+        let (requests, inbox) = mpsc::channel(pods::REQUESTS_MAX);
+        let (stop, _) = watch::channel(false);
+        let mut netd = Netd {
+            requests,
+            table: table.clone(),
+            readiness: readiness_changes,
+            programmed: programmed_changes,
+            stop,
+            finishing: JoinSet::new(),
+            tasks: JoinSet::new(),
+        };
+        let services = Services {
+            config: config.clone(),
+            tracker: tracker.clone(),
+            pods: table_changes,
+            programmed,
+            stop: netd.stop.subscribe(),
+        };
+        netd.finishing.spawn(services.run());
+        tracker.spawn_saving(&mut netd.finishing, &config.state_dir, netd.stop.subscribe());
+        tracker.spawn(&mut netd.tasks, &client);
+        if config.mode == Mode::Node {
+            netd.spawn_node(config, tracker, (table, inbox, readiness))?;
+        }
+        Ok(netd)
+    }
+
+    /// What only the node of a Flotilla cluster has: pods, routes, DNS, the accepts in the host's firewall.
+    fn spawn_node(
+        &mut self,
+        config: Config,
+        tracker: Tracker,
+        (table, inbox, readiness): NodeChannels,
+    ) -> Result<(), StartError> {
         let kernel = |source: std::io::Error| StartError::Kernel {
             what: "opening a netlink socket",
             source: source.into(),
         };
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().map_err(kernel)?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(connection);
-        let (table, _) = watch::channel(saved);
-        let (pod_cidrs, _) = watch::channel(Vec::new());
-        let (readiness, readiness_changes) = watch::channel(Readiness::NoPodCidr);
-        let (requests, inbox) = mpsc::channel(pods::REQUESTS_MAX);
-        let table_changes = table.subscribe();
-        let task = Pods::new(config.clone(), handle.clone(), table.clone(), pod_cidrs.subscribe());
-        tasks.spawn(task.run(inbox));
+        self.tasks.spawn(connection);
+        let (pod_cidrs, pod_cidr_changes) = watch::channel(Vec::new());
         let network = Network {
             config: config.clone(),
-            handle,
+            handle: handle.clone(),
             tracker: tracker.clone(),
             pods: table.subscribe(),
             pod_cidrs,
             readiness,
         };
-        tasks.spawn(network.run());
-        let (stop, _) = watch::channel(false);
-        let (programmed, programmed_changes) = watch::channel(false);
-        let services = Services {
-            config: config.clone(),
-            tracker: tracker.clone(),
-            pods: table.subscribe(),
-            programmed,
-            stop: stop.subscribe(),
-        };
-        let mut finishing = JoinSet::new();
-        finishing.spawn(services.run());
-        finishing.spawn(accepts::run(config.clone(), stop.subscribe()));
-        tracker.spawn_saving(&mut finishing, &config.state_dir, stop.subscribe());
-        tracker.spawn(&mut tasks, &client);
+        self.tasks.spawn(network.run());
+        let pods = Pods::new(config.clone(), handle, table, pod_cidr_changes);
+        self.tasks.spawn(pods.run(inbox));
+        self.finishing.spawn(accepts::run(config.clone(), self.stop.subscribe()));
         if !config.cluster_dns.is_empty() {
-            tasks.spawn(dns::server::run(config, tracker));
+            self.tasks.spawn(dns::server::run(config, tracker));
         }
-        Ok(Netd {
-            requests,
-            table: table_changes,
-            readiness: readiness_changes,
-            programmed: programmed_changes,
-            stop,
-            finishing,
-            tasks,
-        })
+        Ok(())
     }
 
     /// Gives a pod its namespace, link and addresses; for a UID that has them, says which they are.

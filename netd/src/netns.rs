@@ -10,8 +10,11 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
-use tokio::sync::oneshot;
 
+use crate::worker;
+
+/// Name of the threads that enter a namespace; they end there.
+const THREAD: &str = "netns";
 /// The namespace of the calling thread, as a file.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 /// `statfs` type of a namespace file.
@@ -30,7 +33,7 @@ pub(crate) fn is_pinned(pin: &Path) -> bool {
 /// Makes a namespace and pins it.
 pub(crate) async fn create(pin: &Path) -> io::Result<()> {
     let pin = pin.to_owned();
-    on_own_thread(move || {
+    worker::run(THREAD, move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
         for (path, value) in SYSCTLS {
             std::fs::write(path, value)?;
@@ -39,7 +42,7 @@ pub(crate) async fn create(pin: &Path) -> io::Result<()> {
         nix::mount::mount(Some(OWN_NETNS), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok(())
     })
-    .await
+    .await?
 }
 
 /// Runs `work` inside of the namespace that `pin` holds.
@@ -51,11 +54,11 @@ where
     E: From<io::Error> + Send + 'static,
 {
     let pin = File::open(pin)?;
-    on_own_thread(move || {
+    worker::run(THREAD, move || {
         nix::sched::setns(pin, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
         block_on(work())
     })
-    .await
+    .await?
 }
 
 fn block_on<Fut, T, E>(future: Fut) -> Result<T, E>
@@ -65,20 +68,6 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(future)
-}
-
-async fn on_own_thread<F, T, E>(work: F) -> Result<T, E>
-where
-    F: FnOnce() -> Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: From<io::Error> + Send + 'static,
-{
-    let (answer, result) = oneshot::channel();
-    std::thread::Builder::new().name("netns".to_owned()).spawn(move || {
-        // The caller may have gone away; then nobody wants the answer.
-        drop(answer.send(work()));
-    })?;
-    result.await.map_err(|_| io::Error::other("the namespace's thread died"))?
 }
 
 /// Takes a pin away; succeeds when there is none. The kernel cleans the namespace up by itself.

@@ -13,10 +13,25 @@ use crate::error::RemoveError;
 use crate::kernel::{nft, nft_dump};
 use crate::link::{self, LinkError};
 use crate::rules::{Family, Ruleset};
-use crate::{Config, accepts, netns, network, pods, route, saved, sysctl};
+use crate::{Config, Mode, accepts, netns, network, pods, route, saved, sysctl};
 
 /// Removes everything of ours; `left` in the error names what stayed.
 pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
+    let mut left = Vec::new();
+    if let Err(error) = remove_tables(config) {
+        left.push(format!("rules: {error}"));
+    }
+    if config.mode == Mode::Node {
+        left.extend(remove_node(config).await);
+    }
+    if let Err(error) = remove_files(config) {
+        left.push(format!("files: {}", text(error)));
+    }
+    if left.is_empty() { Ok(()) } else { Err(RemoveError { left }) }
+}
+
+/// What only the node of a Flotilla cluster has; returns what stayed.
+async fn remove_node(config: &Config) -> Vec<String> {
     let mut left = Vec::new();
     let mut check = |what: &str, result: Result<(), String>| {
         if let Err(error) = result {
@@ -24,7 +39,6 @@ pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
         }
     };
     check("network namespaces", remove_pins(config).map_err(text));
-    check("rules", remove_tables(config));
     check("accept rules", accepts::remove(config).map_err(text));
     match rtnetlink::new_connection_with_strict_check() {
         Ok((connection, handle, _)) => {
@@ -38,8 +52,7 @@ pub(crate) async fn remove(config: &Config) -> Result<(), RemoveError> {
         Err(error) => check("netlink", Err(text(error))),
     }
     check("kernel settings", sysctl::restore(&config.state_dir).map_err(text));
-    check("files", remove_files(config).map_err(text));
-    if left.is_empty() { Ok(()) } else { Err(RemoveError { left }) }
+    left
 }
 
 fn text(error: impl std::error::Error + Send + Sync + 'static) -> String {

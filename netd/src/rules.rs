@@ -93,6 +93,9 @@ pub(crate) enum Statement {
     /// Destination address and port from a map.
     Dnat(Vec<Field>, Option<Pick>, &'static str),
     Masquerade,
+    /// Resets TCP connections, lets other packets on.
+    ResetTcp,
+    /// Port unreachable; the kernel limits how many of these it sends.
     Reject,
     Verdict(Verdict),
 }

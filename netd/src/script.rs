@@ -117,6 +117,7 @@ fn statement(family: Family, statement: &Statement) -> String {
             format!("dnat {ip} to {} map @{map}", fields(family, key, *pick))
         }
         Statement::Masquerade => "masquerade fully-random".to_owned(),
+        Statement::ResetTcp => "meta l4proto tcp reject with tcp reset".to_owned(),
         Statement::Reject => "reject".to_owned(),
         Statement::Verdict(verdict) => self::verdict(verdict),
     }

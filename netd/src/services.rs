@@ -20,7 +20,7 @@ use crate::pods::Table;
 use crate::render::render_ruleset;
 use crate::rules::{Family, Ruleset, Shape, Transaction};
 use crate::tracker::Tracker;
-use crate::{Config, script};
+use crate::{Config, script, worker};
 
 /// Changes are gathered for so long: a rollout's slices come in bursts.
 const GATHER: Duration = Duration::from_millis(5);
@@ -51,8 +51,8 @@ pub(crate) enum ServicesError {
     Nft(#[from] NftError),
     #[error("reading the rules back")]
     Observe(#[source] io::Error),
-    #[error("the worker thread died")]
-    Worker,
+    #[error("the worker thread")]
+    Worker(#[source] io::Error),
 }
 
 /// The task's state.
@@ -275,7 +275,7 @@ fn is_as_applied(applied: &Applied) -> Result<bool, ServicesError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ServicesError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ServicesError::Worker)
+    worker::run("netd-rules", work).await.map_err(ServicesError::Worker)
 }
 
 /// Returns when the flag is set, or nobody can set it any more.

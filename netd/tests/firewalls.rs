@@ -36,7 +36,8 @@ table inet firewalld {
 END";
 
 fn resolves(netns: &std::path::Path) -> Result<(), String> {
-    let (ok, output) = sh_in(netns, "timeout 3 busybox nslookup kubernetes.default.svc.cluster.local 10.96.0.10");
+    let (ok, output) =
+        sh_in(netns, "timeout 3 busybox nslookup kubernetes.default.svc.cluster.local 10.96.0.10");
     // An answer of any kind came through; a dropped question says that no server could be reached.
     if ok || output.contains("NXDOMAIN") { Ok(()) } else { Err(output) }
 }

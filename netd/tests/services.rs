@@ -13,10 +13,10 @@ mod lab;
 use std::sync::Arc;
 
 use lab::{
-    Api, Host, Server, UdpClient, answering, attach, attach_with_ports, eventually, is_root, node,
-    request, service, slice, start,
+    Api, Host, Server, UdpClient, answering, attach, attach_with_ports, config, eventually,
+    is_root, node, request, service, slice, start,
 };
-use netd::{HostPort, Netd, PodNetwork, Protocol};
+use netd::{HostPort, Mode, Netd, PodNetwork, Protocol};
 use serde_json::json;
 
 /// Two nodes on a segment with a machine outside; a pod on the first, two servers, one on each.
@@ -177,4 +177,37 @@ fn rules_are_repaired_flows_forgotten_and_state_outlives_the_master() {
     let again = start(&setup.n1, "192.0.2.1", &setup.api);
     expect(&client, "10.96.0.80:80", &["b"]);
     assert_eq!(again.attached(), ["a", "client"]);
+}
+
+#[test]
+fn a_proxy_serves_beside_anybodys_pod_network() {
+    if !is_root("a_proxy_serves_beside_anybodys_pod_network") {
+        return;
+    }
+    let (n1, pod) = (Host::new("n1"), Host::new("pod"));
+    n1.cable("up0", "10.9.1.1/24", (&pod, "10.9.1.2/24"));
+    n1.sh("ip route add 10.96.0.0/12 dev up0; sysctl -qw net.ipv4.ip_forward=1");
+    pod.sh("ip route add default via 10.9.1.1");
+    let before = n1.sh("ip route; ip addr; sysctl net.ipv4.ip_forward; nft list ruleset");
+    let _server = Server::new(&pod.netns(), 8080, "pod");
+    let api = Api::new();
+    api.apply("services", service("10.96.0.80", &json!({})));
+    api.apply("endpointslices", slice(&[("10.9.1.2".to_owned(), "n1")]));
+    let mut config = config(&n1, "10.9.1.1");
+    config.mode = Mode::Proxy;
+    config.cluster_dns.clear();
+    let (cleanup, client) = (config.clone(), api.clone());
+    let netd = n1.run(move || async move {
+        let netd = Netd::start(config, client.client()).await.unwrap();
+        netd.programmed().wait_for(|programmed| *programmed).await.unwrap();
+        netd
+    });
+    expect(&n1.netns(), "10.96.0.80:80", &["pod"]);
+    expect(&pod.netns(), "10.96.0.80:80", &["pod"]);
+    n1.run(move || async move {
+        netd.stop().await;
+        Netd::remove(cleanup).await.unwrap();
+    });
+    let after = n1.sh("ip route; ip addr; sysctl net.ipv4.ip_forward; nft list ruleset");
+    assert_eq!(after, before);
 }

@@ -14,9 +14,10 @@ use super::netfilter::Socket;
 use super::nft_sys::{
     ELEMENTS_MAX, ElementData, ElementsMessage, Expr, Set, SetMessage, SetShape, Value,
 };
+use crate::Protocol;
 use crate::rules::{
     ChainName, Data, Elements, Family, Field, Hook, Leads, MASQUERADE_BIT, Op, Pick, Rule, Shape,
-    Statement, Transaction, Verdict,
+    Statement, Transaction, Verdict, protocol_number,
 };
 
 /// `NFT_SET_MAP`.
@@ -434,13 +435,15 @@ fn encode(family: Family, statement: &Statement) -> Result<Vec<Expr>, NulError> 
         Statement::Masquerade => {
             vec![numbers(c"masq", &[(sys::NFTNL_EXPR_MASQ_FLAGS, RANDOM_FULLY)])]
         }
+        Statement::ResetTcp => vec![
+            meta(libc::NFT_META_L4PROTO, REG),
+            compare(CMP_EQUAL, REG, &[protocol_number(Protocol::Tcp)]),
+            reject(libc::NFT_REJECT_TCP_RST, 0),
+        ],
+        // Port unreachable, in each family's own number.
         Statement::Reject => {
-            // Port unreachable, in each family's own number.
             let code = if family == Family::V4 { 3 } else { 4 };
-            let kind = libc::NFT_REJECT_ICMP_UNREACH.cast_unsigned();
-            let numbered =
-                [(sys::NFTNL_EXPR_REJECT_TYPE, kind), (sys::NFTNL_EXPR_REJECT_CODE, code)];
-            vec![numbers(c"reject", &numbered)]
+            vec![reject(libc::NFT_REJECT_ICMP_UNREACH, code)]
         }
         Statement::Verdict(verdict) => vec![immediate(verdict)?],
     })
@@ -465,6 +468,12 @@ fn dnat(
         ],
     ));
     Ok(exprs)
+}
+
+fn reject(kind: i32, code: u32) -> Expr {
+    let kind = kind.cast_unsigned();
+    let numbered = [(sys::NFTNL_EXPR_REJECT_TYPE, kind), (sys::NFTNL_EXPR_REJECT_CODE, code)];
+    numbers(c"reject", &numbered)
 }
 
 fn immediate(verdict: &Verdict) -> Result<Expr, NulError> {

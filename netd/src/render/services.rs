@@ -272,12 +272,13 @@ fn base_chains(draft: &mut Draft) {
 fn refusal(draft: &mut Draft, service_cidrs: &[IpNet], vips: Elements, ports: Elements) {
     draft.map("unserved", &VIP_KEY, Leads::Verdict, vips);
     draft.map("unserved-node-ports", &PORT_KEY, Leads::Verdict, ports);
-    draft.chain("refuse", None, vec![vec![Statement::Reject]]);
+    draft.chain("refuse", None, vec![vec![Statement::ResetTcp], vec![Statement::Reject]]);
+    let refuse = Statement::Verdict(Verdict::Goto(Arc::from("refuse")));
     let mut rules = vec![vec![Statement::VerdictMap(VIP_KEY.to_vec(), "unserved")]];
     rules.extend(
         service_cidrs
             .iter()
-            .map(|cidr| vec![Statement::In(Field::Destination, *cidr), Statement::Reject]),
+            .map(|cidr| vec![Statement::In(Field::Destination, *cidr), refuse.clone()]),
     );
     draft.chain("nobody-serves", None, rules);
     let jump = vec![
