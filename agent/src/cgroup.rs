@@ -221,10 +221,19 @@ fn delegate(dir: &Path) -> Result<(), CgroupError> {
 pub(crate) fn remove(path: &str) -> Result<(), CgroupError> {
     let relative = path.trim_start_matches('/');
     match detect() {
-        Some(Hierarchy::V1) => v1_roots().try_for_each(|root| remove_tree(&root.join(relative))),
+        Some(Hierarchy::V1) => {
+            mounted_roots().try_for_each(|root| remove_tree(&root.join(relative)))
+        }
         Some(Hierarchy::V2) => remove_tree(&Path::new(ROOT).join(relative)),
         None => Ok(()),
     }
+}
+
+/// Every hierarchy, those that only the runtime uses included; links name others.
+fn mounted_roots() -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path())
 }
 
 fn remove_tree(dir: &Path) -> Result<(), CgroupError> {

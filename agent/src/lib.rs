@@ -25,6 +25,7 @@ mod pod;
 mod probe;
 mod run;
 mod runtime;
+mod server;
 mod services;
 mod source;
 mod stream;

@@ -24,8 +24,10 @@ use crate::objects::ObjectStore;
 use crate::pod::dispatch::Dispatcher;
 use crate::pod::registry::Registry;
 use crate::runtime::{Runtime, RuntimeConfig};
+use crate::server::Server;
 use crate::services::Services;
 use crate::source;
+use crate::tunnel;
 use crate::volume::token::Tokens;
 
 /// How long the address toward the master is waited for before netd starts without one.
@@ -103,6 +105,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let registry = Arc::new(Registry::default());
     spawn_node(&context, &identity);
     spawn_sources(&context, &registry);
+    spawn_server(&context, &registry);
     let name = &context.config.node_name;
     context.recorder.node(name, Kind::Normal, "Starting", "Starting kubelet.".to_owned());
     info!(node = %name, version = env!("CARGO_PKG_VERSION"), "the agent runs");
@@ -164,6 +167,17 @@ fn spawn_sources(context: &Arc<Context>, registry: &Arc<Registry>) {
     tokio::spawn(source::api::run(context.client.clone(), name.clone(), tell.clone()));
     tokio::spawn(source::manifests::run(context.config.manifests_dir.clone(), name, tell.clone()));
     tokio::spawn(Dispatcher::run(context.clone(), registry.clone(), (tell, updates)));
+}
+
+fn spawn_server(context: &Arc<Context>, registry: &Arc<Registry>) {
+    let server = Server::new(context.clone(), registry.clone());
+    tokio::spawn(tunnel::run(context.link.clone(), server.clone()));
+    let socket = context.config.local_socket();
+    tokio::spawn(async move {
+        if let Err(error) = server.listen(&socket).await {
+            tracing::error!(socket = %socket.display(), %error, "no commands on this device");
+        }
+    });
 }
 
 async fn ended() -> anyhow::Result<()> {

@@ -97,7 +97,9 @@ pub(crate) fn observe_headroom(data_dir: &Path) -> Headroom {
         Ok(fs) => {
             let inodes =
                 if fs.files() == 0 { 1.0 } else { share(fs.files_available(), fs.files()) };
-            (share(fs.blocks_available(), fs.blocks()), inodes)
+            // As df does: what is reserved for others is no capacity of ours.
+            let used = fs.blocks().saturating_sub(fs.blocks_free());
+            (share(fs.blocks_available(), used + fs.blocks_available()), inodes)
         }
         Err(_) => (1.0, 1.0),
     };

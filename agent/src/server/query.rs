@@ -1,0 +1,125 @@
+//! Query strings of the agent's server. Pure.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::stream::Wanted;
+use crate::stream::logs::{Options, Source};
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+/// `%41` and `+` undone; what is no escape stays.
+pub(crate) fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high * 16 + low).unwrap_or(b'?'));
+                at += 3;
+            }
+            (byte, ..) => {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+impl Query {
+    pub(crate) fn parse(text: &str) -> Query {
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(&name.replace('+', " ")), decode(&value.replace('+', " ")))
+        });
+        Query { pairs: pairs.collect() }
+    }
+
+    pub(crate) fn one(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn all(&self, name: &str) -> Vec<String> {
+        let pairs = self.pairs.iter().filter(|(have, _)| have == name);
+        pairs.map(|(_, value)| value.clone()).collect()
+    }
+
+    fn flag(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| matches!(self.one(name), Some("1" | "true" | "True" | "t")))
+    }
+
+    /// kubelet's names, and the API's, which some clients use.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted {
+            stdin: self.flag(&["input", "stdin"]),
+            stdout: self.flag(&["output", "stdout"]),
+            stderr: self.flag(&["error", "stderr"]),
+            tty: self.flag(&["tty"]),
+        }
+    }
+
+    /// What kind of log is asked for, and whether it is the previous container's.
+    pub(crate) fn logs(&self, now: Timestamp) -> Result<(Options, bool), String> {
+        let number = |name: &str| -> Result<Option<i64>, String> {
+            self.one(name)
+                .filter(|value| !value.is_empty())
+                .map(|value| value.parse().map_err(|_| format!("invalid {name}: {value:?}")))
+                .transpose()
+        };
+        let size = |value: Option<i64>| value.and_then(|value| usize::try_from(value).ok());
+        let since_seconds =
+            number("sinceSeconds")?.map(|seconds| now - SignedDuration::from_secs(seconds));
+        let since_time = self
+            .one("sinceTime")
+            .filter(|value| !value.is_empty())
+            .map(|value| value.parse().map_err(|_| format!("invalid sinceTime: {value:?}")))
+            .transpose()?;
+        let options = Options {
+            follow: self.flag(&["follow"]),
+            tail_lines: size(number("tailLines")?),
+            since: since_seconds.or(since_time),
+            timestamps: self.flag(&["timestamps"]),
+            limit_bytes: size(number("limitBytes")?),
+            source: match self.one("stream") {
+                Some("Stdout") => Source::Stdout,
+                Some("Stderr") => Source::Stderr,
+                _ => Source::All,
+            },
+        };
+        Ok((options, self.flag(&["previous"])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let query =
+            Query::parse("command=sh&command=-c&command=echo+%22a%26b%22&input=1&tty=true&x");
+        assert_eq!(query.all("command"), ["sh", "-c", "echo \"a&b\""]);
+        let wanted = query.wanted();
+        assert!(wanted.stdin && wanted.tty && !wanted.stdout);
+        assert_eq!(decode("a%2Fb%zz%"), "a/b%zz%");
+    }
+
+    #[test]
+    fn log_options() {
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        let run = |text: &str| Query::parse(text).logs(now);
+        let (options, previous) =
+            run("follow=true&tailLines=5&sinceSeconds=30&previous=true&limitBytes=9").unwrap();
+        assert!(options.follow && previous);
+        assert_eq!((options.tail_lines, options.limit_bytes), (Some(5), Some(9)));
+        assert_eq!(options.since, Some("2026-01-01T00:00:30Z".parse().unwrap()));
+        assert!(run("tailLines=x").is_err());
+        assert!(run("sinceTime=nope").is_err());
+        assert_eq!(run("").unwrap(), (Options::default(), false));
+    }
+}
