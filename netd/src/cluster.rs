@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::Protocol;
@@ -25,13 +26,17 @@ impl Key {
 
 /// The fields of a `Service`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Service {
     pub(crate) cluster_ips: Vec<IpAddr>,
     /// `clusterIP: None`.
     pub(crate) headless: bool,
     pub(crate) external_name: Option<Box<str>>,
-    /// `externalIPs` and the load balancer's addresses (ipMode VIP).
     pub(crate) external_ips: Vec<IpAddr>,
+    /// The load balancer's addresses (ipMode VIP).
+    pub(crate) load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`; empty: from anywhere.
+    pub(crate) source_ranges: Vec<IpNet>,
     pub(crate) ports: Vec<ServicePort>,
     /// Seconds of `sessionAffinity: ClientIP`.
     pub(crate) affinity_seconds: Option<u32>,
@@ -54,6 +59,7 @@ pub(crate) struct ServicePort {
 
 /// The fields of an `EndpointSlice`; those without a service aren't kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Slice {
     /// Name of the service, in the slice's namespace.
     pub(crate) service: Box<str>,

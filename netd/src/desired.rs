@@ -75,6 +75,8 @@ pub(crate) struct Desired {
     pub(crate) vips: BTreeMap<Vip, Target>,
     pub(crate) node_ports: BTreeMap<(Family, Protocol, u16), Target>,
     pub(crate) host_ports: BTreeSet<HostPortTarget>,
+    /// Load balancer addresses that answer these sources only.
+    pub(crate) restricted: BTreeMap<Vip, Vec<IpNet>>,
     /// Pods of this node that may reach themselves through a service.
     pub(crate) hairpin: BTreeSet<IpAddr>,
     /// This node's pod CIDRs.
@@ -161,6 +163,7 @@ fn add_port(
 ) {
     let mut families: BTreeSet<Family> = service.cluster_ips.iter().map(Family::of).collect();
     families.extend(service.external_ips.iter().map(Family::of));
+    families.extend(service.load_balancer_ips.iter().map(Family::of));
     for family in families {
         let all = endpoints(cluster, key, port, family);
         let local = backends(&available(all.iter().filter(|(e, _)| is_here(e, here))));
@@ -195,6 +198,16 @@ fn add_port(
         }
         for address in service.external_ips.iter().filter(|ip| Family::of(ip) == family) {
             desired.vips.entry(vip(address)).or_insert_with(|| external_target.clone());
+        }
+        for address in service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family) {
+            desired.vips.entry(vip(address)).or_insert_with(|| external_target.clone());
+            if !service.source_ranges.is_empty() {
+                // The node itself may, with the VIP as its source, as where a balancer puts the VIP on the node.
+                let ranges = service.source_ranges.iter().copied();
+                let ranges = ranges.chain([IpNet::from(*address)]);
+                let ranges = ranges.filter(|range| Family::of_net(range) == family).collect();
+                desired.restricted.insert(vip(address), ranges);
+            }
         }
         if let Some(node_port) = port.node_port {
             let place = (family, port.protocol, node_port);

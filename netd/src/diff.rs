@@ -54,6 +54,7 @@ fn needs_installation(old: &Ruleset, new: &Ruleset) -> bool {
         .chains
         .iter()
         .any(|(name, chain)| old.chains.get(name).is_some_and(|before| before.hook != chain.hook));
+    // A map that goes would need its rules gone first.
     let shape_changed = old
         .maps
         .iter()

@@ -88,6 +88,7 @@ struct ServiceSpec {
     ports: Vec<ServicePortObject>,
     session_affinity: String,
     session_affinity_config: Option<SessionAffinityConfig>,
+    load_balancer_source_ranges: Vec<String>,
     external_traffic_policy: String,
     internal_traffic_policy: String,
 }
@@ -148,14 +149,15 @@ impl Projection for ServiceObject {
         if texts.is_empty() {
             texts.push(spec.cluster_ip);
         }
-        let mut external_ips = spec.external_ips;
+        let mut load_balancer_ips = Vec::new();
         if spec.r#type == "LoadBalancer" {
             let vips = self.status.load_balancer.ingress.into_iter();
             let vips = vips.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
-            external_ips.extend(vips.filter_map(|ingress| ingress.ip));
+            load_balancer_ips.extend(vips.filter_map(|ingress| ingress.ip));
         }
         let timeout =
             spec.session_affinity_config.and_then(|config| config.client_ip.timeout_seconds);
+        let ranges = spec.load_balancer_source_ranges;
         let port = |port: ServicePortObject| ServicePort {
             name: port.name.into(),
             protocol: port.protocol.unwrap_or(Protocol::Tcp),
@@ -168,7 +170,9 @@ impl Projection for ServiceObject {
             cluster_ips: texts.iter().filter_map(|text| text.parse().ok()).collect(),
             external_name: (spec.r#type == "ExternalName")
                 .then(|| spec.external_name.unwrap_or_default().into()),
-            external_ips,
+            external_ips: spec.external_ips,
+            load_balancer_ips,
+            source_ranges: ranges.iter().filter_map(|text| text.trim().parse().ok()).collect(),
             ports: spec.ports.into_iter().map(port).collect(),
             affinity_seconds: (spec.session_affinity == "ClientIP")
                 .then(|| timeout.unwrap_or(AFFINITY_SECONDS)),
@@ -339,7 +343,7 @@ mod tests {
             r#"{"metadata":{"name":"web","namespace":"default","managedFields":[{"manager":"kubectl"}]},
             "spec":{"type":"LoadBalancer","clusterIP":"10.96.7.7","clusterIPs":["10.96.7.7"],
             "sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":600}},
-            "externalTrafficPolicy":"Local","externalIPs":["203.0.113.9"],
+            "externalTrafficPolicy":"Local","loadBalancerSourceRanges":["192.0.2.0/24"],"externalIPs":["203.0.113.9"],
             "ports":[{"name":"http","protocol":"TCP","port":80,"targetPort":8080,"nodePort":30080}]},
             "status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.10","ipMode":"VIP"},
             {"ip":"203.0.113.11","ipMode":"Proxy"}]}}}"#,
@@ -349,9 +353,11 @@ mod tests {
         assert_eq!(key, Key::new("default", "web"));
         assert_eq!(service.affinity_seconds, Some(600));
         assert!(service.external_local && !service.internal_local && !service.headless);
-        let want: Vec<IpAddr> =
-            vec!["203.0.113.9".parse().unwrap(), "203.0.113.10".parse().unwrap()];
-        assert_eq!(service.external_ips, want, "an address of mode Proxy is left alone");
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(service.external_ips, [address("203.0.113.9")]);
+        let vips = [address("203.0.113.10")];
+        assert_eq!(service.load_balancer_ips, vips, "an address of mode Proxy is left alone");
+        assert_eq!(service.source_ranges, ["192.0.2.0/24".parse().unwrap()]);
         assert_eq!(service.ports[0].node_port, Some(30080));
     }
 

@@ -70,6 +70,7 @@ pub(crate) type ChainName = Arc<str>;
 /// Where a packet goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    Accept,
     Drop,
     Goto(ChainName),
     Jump(ChainName),
@@ -109,6 +110,10 @@ pub(crate) enum Hook {
     PreroutingNat,
     OutputNat,
     PostroutingNat,
+    /// Before destinations are translated.
+    PreroutingFilter,
+    /// Before destinations are translated.
+    OutputFilterFirst,
     InputFilter,
     ForwardFilter,
     OutputFilter,

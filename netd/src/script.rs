@@ -59,6 +59,8 @@ fn hooked(hook: Hook) -> &'static str {
         Hook::PreroutingNat => "type nat hook prerouting priority -100 ; policy accept ;",
         Hook::OutputNat => "type nat hook output priority -100 ; policy accept ;",
         Hook::PostroutingNat => "type nat hook postrouting priority 100 ; policy accept ;",
+        Hook::PreroutingFilter => "type filter hook prerouting priority -110 ; policy accept ;",
+        Hook::OutputFilterFirst => "type filter hook output priority -110 ; policy accept ;",
         Hook::InputFilter => "type filter hook input priority 0 ; policy accept ;",
         Hook::ForwardFilter => "type filter hook forward priority 0 ; policy accept ;",
         Hook::OutputFilter => "type filter hook output priority 0 ; policy accept ;",
@@ -125,6 +127,7 @@ fn statement(family: Family, statement: &Statement) -> String {
 
 fn verdict(verdict: &Verdict) -> String {
     match verdict {
+        Verdict::Accept => "accept".to_owned(),
         Verdict::Drop => "drop".to_owned(),
         Verdict::Goto(name) => format!("goto {name}"),
         Verdict::Jump(name) => format!("jump {name}"),

@@ -82,8 +82,8 @@ impl Services {
         while !*self.stop.borrow() {
             cluster.mark_unchanged();
             self.pods.mark_unchanged();
-            let desired =
-                plan_desired(&self.config, &self.tracker.read(), &self.pods.borrow().clone());
+            let ports = host_ports(&self.pods.borrow());
+            let desired = plan_desired(&self.config, &self.tracker.read(), &ports);
             let mut wait = None;
             let (before, table) = (applied.take(), self.config.table.clone());
             match blocking(move || pass(before, desired, &table)).await.and_then(|result| result) {
@@ -105,7 +105,9 @@ impl Services {
             let generation = applied.as_ref().map(|applied| applied.generation);
             tokio::select! {
                 _ = cluster.changed() => tokio::time::sleep(GATHER).await,
-                _ = self.pods.changed() => tokio::time::sleep(GATHER).await,
+                () = other_host_ports(&mut self.pods, &ports) => {
+                    tokio::time::sleep(GATHER).await;
+                }
                 () = sleep_or_never(wait) => {}
                 () = stopped(&mut self.stop) => return,
                 () = foreign_change(notifications.as_ref(), generation) => {}
@@ -281,6 +283,24 @@ async fn blocking<T: Send + 'static>(
 /// Returns when the flag is set, or nobody can set it any more.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// The reservations that rules are made for: most pods have no host port.
+fn host_ports(table: &Table) -> Table {
+    let with_ports = table.iter().filter(|(_, record)| !record.host_ports.is_empty());
+    with_ports.map(|(uid, record)| (uid.clone(), record.clone())).collect()
+}
+
+/// Returns when the host ports are no longer these.
+async fn other_host_ports(pods: &mut watch::Receiver<Table>, known: &Table) {
+    loop {
+        if pods.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if host_ports(&pods.borrow_and_update()) != *known {
+            return;
+        }
+    }
 }
 
 async fn sleep_or_never(wait: Option<Duration>) {

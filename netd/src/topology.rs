@@ -14,6 +14,7 @@ use crate::route::{Route, Uplink};
 
 /// What netd knows of a `Node`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct NodeView {
     pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) internal_ips: Vec<IpAddr>,

@@ -121,6 +121,25 @@ fn cluster_ips_node_ports_and_policies() {
     });
     expect(&outside, "192.0.2.2:30080", &["b"]);
 
+    // A load balancer's address answers only the sources it was given.
+    let balanced = |range: &str| {
+        let mut service = service(
+            "10.96.0.80",
+            &json!({"type": "LoadBalancer",
+            "loadBalancerSourceRanges": [range]}),
+        );
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.8"}]}});
+        service
+    };
+    setup.outside.sh("ip route add 203.0.113.8 via 192.0.2.1");
+    setup.api.apply("services", balanced("192.0.2.9/32"));
+    expect(&outside, "203.0.113.8:80", &["b"]);
+    setup.api.apply("services", balanced("198.51.100.0/24"));
+    eventually("others are dropped", || match request(&outside, "203.0.113.8:80") {
+        Err(std::io::ErrorKind::TimedOut) => Ok(()),
+        other => Err(other),
+    });
+
     let sticky = json!({"sessionAffinity": "ClientIP"});
     setup.endpoints("ab");
     setup.api.apply("services", service("10.96.0.80", &sticky));

@@ -179,6 +179,7 @@ fn element_verdict<'a>(
     chains: &'a BTreeMap<ChainName, CString>,
 ) -> ElementData<'a> {
     match verdict {
+        Verdict::Accept => ElementData::Verdict(libc::NF_ACCEPT, None),
         Verdict::Drop => ElementData::Verdict(libc::NF_DROP, None),
         Verdict::Goto(to) => {
             ElementData::Verdict(libc::NFT_GOTO, chains.get(to).map(CString::as_c_str))
@@ -194,6 +195,8 @@ fn hooked(hook: Hook) -> (nftnl::Hook, i32, ChainType) {
         Hook::PreroutingNat => (nftnl::Hook::PreRouting, -100, ChainType::Nat),
         Hook::OutputNat => (nftnl::Hook::Out, -100, ChainType::Nat),
         Hook::PostroutingNat => (nftnl::Hook::PostRouting, 100, ChainType::Nat),
+        Hook::PreroutingFilter => (nftnl::Hook::PreRouting, -110, ChainType::Filter),
+        Hook::OutputFilterFirst => (nftnl::Hook::Out, -110, ChainType::Filter),
         Hook::InputFilter => (nftnl::Hook::In, 0, ChainType::Filter),
         Hook::ForwardFilter => (nftnl::Hook::Forward, 0, ChainType::Filter),
         Hook::OutputFilter => (nftnl::Hook::Out, 0, ChainType::Filter),
@@ -478,6 +481,7 @@ fn reject(kind: i32, code: u32) -> Expr {
 
 fn immediate(verdict: &Verdict) -> Result<Expr, NulError> {
     let (number, chain) = match verdict {
+        Verdict::Accept => (libc::NF_ACCEPT, None),
         Verdict::Drop => (libc::NF_DROP, None),
         Verdict::Goto(name) => (libc::NFT_GOTO, Some(name)),
         Verdict::Jump(name) => (libc::NFT_JUMP, Some(name)),

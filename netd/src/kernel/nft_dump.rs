@@ -143,6 +143,7 @@ fn verdict(bytes: &[u8]) -> Option<Verdict> {
     let code = i32::from_be_bytes(*attribute(bytes, VERDICT_CODE)?.first_chunk::<4>()?);
     let chain = || attribute(bytes, VERDICT_CHAIN).map(text).map(Into::into);
     match code {
+        libc::NF_ACCEPT => Some(Verdict::Accept),
         libc::NF_DROP => Some(Verdict::Drop),
         libc::NFT_GOTO => Some(Verdict::Goto(chain()?)),
         libc::NFT_JUMP => Some(Verdict::Jump(chain()?)),

@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Draft;
 use crate::desired::{Backend, Desired, Target, Traffic, Unserved};
+use crate::link::fnv1a;
 use crate::rules::{
     ChainName, Data, Elements, Family, Field, Hook, Key, Leads, Pick, Rule, Statement, Verdict,
 };
@@ -138,6 +139,7 @@ pub(super) fn render(desired: &Desired, draft: &mut Draft) {
     let unserved = vips(desired, draft, &mut draws);
     let unserved_ports = node_ports(desired, draft, &mut draws);
     host_ports(desired, draft);
+    restrictions(desired, draft);
     let family = draft.family;
     let of_family = |cidrs: &[IpNet]| -> Vec<IpNet> {
         cidrs.iter().filter(|cidr| Family::of_net(cidr) == family).copied().collect()
@@ -237,6 +239,38 @@ fn host_ports(desired: &Desired, draft: &mut Draft) {
     }
     draft.map("host-address-ports", &VIP_KEY, Leads::Target, at_address);
     draft.map("host-ports", &PORT_KEY, Leads::Target, anywhere);
+}
+
+/// Load balancer addresses with source ranges: checked before anything is translated. Services with the same ranges share a chain.
+fn restrictions(desired: &Desired, draft: &mut Draft) {
+    let mut restricted = Elements::new();
+    let of_family =
+        desired.restricted.iter().filter(|(v, _)| Family::of(&v.address) == draft.family);
+    let mut chains = BTreeMap::new();
+    for (vip, ranges) in of_family {
+        let text: Vec<String> = ranges.iter().map(IpNet::to_string).collect();
+        let name: ChainName =
+            Arc::from(format!("sources-{:016x}", fnv1a(text.join(" ").as_bytes())));
+        let key = Key::new().address(vip.address).protocol(vip.protocol).port(vip.port);
+        restricted.push((key, Data::Verdict(Verdict::Goto(name.clone()))));
+        chains.insert(name, ranges);
+    }
+    if restricted.is_empty() {
+        return;
+    }
+    for (name, ranges) in chains {
+        let accept = |range: &IpNet| {
+            vec![Statement::In(Field::Source, *range), Statement::Verdict(Verdict::Accept)]
+        };
+        let mut rules: Vec<Rule> = ranges.iter().map(accept).collect();
+        rules.push(vec![Statement::Verdict(Verdict::Drop)]);
+        draft.chain(&name, None, rules);
+    }
+    draft.map("restricted", &VIP_KEY, Leads::Verdict, restricted);
+    let rules =
+        vec![vec![Statement::NewConnection, Statement::VerdictMap(VIP_KEY.to_vec(), "restricted")]];
+    draft.chain("sources-prerouting", Some(Hook::PreroutingFilter), rules.clone());
+    draft.chain("sources-output", Some(Hook::OutputFilterFirst), rules);
 }
 
 fn loopback(family: Family) -> IpNet {
@@ -348,6 +382,7 @@ pub(crate) mod tests {
                 backend: (IpAddr::from([10, 244, 1, 5]), 53),
             }]
             .into(),
+            restricted: [(external, vec!["192.0.2.0/24".parse().unwrap()])].into(),
             hairpin: [IpAddr::from([10, 244, 1, 2])].into(),
             own_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()],
