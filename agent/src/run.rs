@@ -32,6 +32,8 @@ use crate::volume::token::Tokens;
 
 /// How long the address toward the master is waited for before netd starts without one.
 const ADDRESS_WAIT: Duration = Duration::from_secs(5);
+/// How long the network may take before the node says that it isn't ready.
+const SETTLE_WAIT: Duration = Duration::from_secs(5);
 
 /// Where the monitor keeps its sockets and states.
 pub(crate) fn monitor_config(config: &Config) -> MonitorConfig {
@@ -130,19 +132,23 @@ async fn node_addresses(config: &Config, link: &Link) -> Vec<std::net::IpAddr> {
 }
 
 fn spawn_node(context: &Arc<Context>, identity: &Identity) {
-    let (report, reported) = watch::channel(Reported::default());
+    let starting = Some("the pod network is starting".to_owned());
+    let (report, reported) =
+        watch::channel(Reported { network_problem: starting, ..Reported::default() });
     let mut readiness = context.netd.readiness();
     tokio::spawn(async move {
+        let ready = readiness.wait_for(|state| *state == Readiness::Ready);
+        // Whether it is ready or still isn't: from now on it is told.
+        tokio::time::timeout(SETTLE_WAIT, ready).await.ok();
         loop {
-            let problem = match &*readiness.borrow_and_update() {
+            let network_problem = match &*readiness.borrow_and_update() {
                 Readiness::Ready => None,
                 Readiness::NoPodCidr => Some("the node has no pod CIDR yet".to_owned()),
                 Readiness::Failing(why) => Some(why.clone()),
             };
-            report.send_if_modified(|reported| {
-                let changed = reported.network_problem != problem;
-                reported.network_problem = problem;
-                changed
+            report.send_modify(|reported| {
+                reported.settled = true;
+                reported.network_problem = network_problem;
             });
             if readiness.changed().await.is_err() {
                 return;

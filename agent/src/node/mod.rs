@@ -42,6 +42,9 @@ pub(crate) enum NodeError {
 /// What others know and the Node should say.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Reported {
+    /// Whether the parts have had the time to come up: a node that was Ready isn't made to look
+    /// broken by a restart of its agent.
+    pub(crate) settled: bool,
     pub(crate) network_problem: Option<String>,
     pub(crate) runtime_problem: Option<String>,
     pub(crate) images: Vec<ContainerImage>,
@@ -128,6 +131,9 @@ impl NodeReporter {
                 changed = self.reported.changed() => if changed.is_err() { break },
                 () = self.lost.notified() => break,
             }
+            if is_ready(&written) && !self.reported.borrow().settled {
+                continue;
+            }
             let wanted = self.status(&written);
             if same(&wanted, &written) {
                 continue;
@@ -198,6 +204,10 @@ fn same(wanted: &NodeStatus, written: &NodeStatus) -> bool {
                     && have.message == condition.message
             })
         })
+}
+
+fn is_ready(status: &NodeStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn log_ready(node: &str, before: &NodeStatus, after: &NodeStatus) {

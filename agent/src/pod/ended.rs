@@ -43,7 +43,8 @@ pub(crate) fn ended(state: &ContainerState) -> Option<Ended> {
     Some(Ended {
         id: state.id.clone(),
         code: exit.code,
-        signal: exit.signal,
+        // As runtimes behind kubelet: the code says it, the field stays empty.
+        signal: None,
         reason: reason.to_owned(),
         message,
         started_at: Some(seconds(state.started_at.unwrap_or(state.created_at))),
