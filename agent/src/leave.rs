@@ -46,7 +46,7 @@ pub(crate) fn leave(args: &LeaveArgs) -> anyhow::Result<()> {
     let master = runtime.block_on(drain::Master::find(&config, args.force));
     if let Some(master) = &master {
         let grace = Duration::from_secs(args.drain_seconds);
-        note("its pods have moved elsewhere", runtime.block_on(master.drain(grace)));
+        note("the node is drained", runtime.block_on(master.drain(grace)));
     } else {
         say("  the master is not asked; its side stays until somebody deletes the Node");
     }
