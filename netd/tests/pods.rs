@@ -125,3 +125,53 @@ fn nodes_on_a_segment_directly_others_through_the_overlay() {
     let (ok, _) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 10.244.3.1");
     assert!(!ok);
 }
+
+#[test]
+fn pods_with_both_families() {
+    if !is_root("pods_with_both_families") {
+        return;
+    }
+    let (n1, n2) = (Host::new("n1"), Host::new("n2"));
+    n1.cable("up0", "192.0.2.1/24", (&n2, "192.0.2.2/24"));
+    n1.sh("ip addr add fd00:2::1/64 dev up0 nodad");
+    n2.sh("ip addr add fd00:2::2/64 dev up0 nodad");
+    let api = Api::new();
+    let hosts = [(&n1, "1"), (&n2, "2")];
+    for (host, number) in hosts {
+        let mut object = node(&host.name, &format!("192.0.2.{number}"), "");
+        let cidrs = [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")];
+        object["spec"] = serde_json::json!({"podCIDR": cidrs[0], "podCIDRs": cidrs});
+        let v6 = serde_json::json!({"type": "InternalIP", "address": format!("fd00:2::{number}")});
+        object["status"]["addresses"].as_array_mut().unwrap().push(v6);
+        api.apply("nodes", object);
+    }
+    let mut web = lab::service("fd00:96::80", &serde_json::json!({"type": "ClusterIP"}));
+    web["spec"]["ports"] = serde_json::json!([{"name": "tcp", "protocol": "TCP", "port": 80}]);
+    api.apply("services", web);
+    let running: Vec<_> = hosts
+        .iter()
+        .map(|(host, number)| {
+            let mut config = config(host, &format!("192.0.2.{number}"));
+            config.node_ips.push(format!("fd00:2::{number}").parse().unwrap());
+            config.cluster_cidrs.push("fd00:244::/48".parse().unwrap());
+            config.service_cidrs.push("fd00:96::/112".parse().unwrap());
+            lab::start_with(host, config, &api)
+        })
+        .collect();
+    let a = attach(&n1, &running[0], "a");
+    let b = attach(&n2, &running[1], "b");
+    assert_eq!(a.ips, ["10.244.1.1", "fd00:244:0:1::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    for ip in &b.ips {
+        eventually("both families cross the segment", || ping(&a, *ip));
+    }
+    let mut slice = lab::slice(&[(b.ips[1].to_string(), "n2")]);
+    slice["addressType"] = serde_json::json!("IPv6");
+    api.apply("endpointslices", slice);
+    let _server = lab::Server::new(&b.netns, 8080, "b");
+    for from in [&a.netns, &b.netns, &n1.netns()] {
+        eventually("an IPv6 service answers", || match lab::request(from, "[fd00:96::80]:80") {
+            Ok(text) if text.starts_with("b ") => Ok(()),
+            other => Err((other, n1.sh("ip -6 route; nft list table ip6 flotilla"))),
+        });
+    }
+}

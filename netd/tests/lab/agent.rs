@@ -26,9 +26,14 @@ async fn ready(netd: &Netd) {
 
 /// Starts netd on a host and waits until pods can come.
 pub(crate) fn start(host: &Host, ip: &str, api: &Api) -> Arc<Netd> {
-    let (config, client) = (config(host, ip), api.clone());
+    start_with(host, config(host, ip), api)
+}
+
+/// The same with a configuration of its own.
+pub(crate) fn start_with(host: &Host, config: Config, api: &Api) -> Arc<Netd> {
+    let api = api.clone();
     host.run(move || async move {
-        let netd = Netd::start(config, client.client()).await.unwrap();
+        let netd = Netd::start(config, api.client()).await.unwrap();
         ready(&netd).await;
         Arc::new(netd)
     })

@@ -7,7 +7,7 @@
 mod agent;
 mod traffic;
 
-pub(crate) use agent::{attach, attach_with_ports, config, start};
+pub(crate) use agent::{attach, attach_with_ports, config, start, start_with};
 pub(crate) use traffic::{Server, UdpClient, answering, inside, request};
 
 use std::collections::BTreeMap;

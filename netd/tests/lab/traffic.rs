@@ -41,7 +41,7 @@ impl Server {
             nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let mut builder = tokio::runtime::Builder::new_current_thread();
             builder.enable_all().build().unwrap().block_on(async move {
-                let tcp = tokio::net::TcpListener::bind(("0.0.0.0", port)).await.unwrap();
+                let tcp = tokio::net::TcpListener::bind(("::", port)).await.unwrap();
                 let udp = tokio::net::UdpSocket::bind(("0.0.0.0", port)).await.unwrap();
                 ready.send(()).unwrap();
                 let mut buffer = [0; 512];
@@ -49,10 +49,10 @@ impl Server {
                     loop {
                         tokio::select! {
                             accepted = tcp.accept() => if let Ok((mut stream, from)) = accepted {
-                                drop(stream.write_all(format!("{name} {}", from.ip()).as_bytes()).await);
+                                drop(stream.write_all(format!("{name} {}", from.ip().to_canonical()).as_bytes()).await);
                             },
                             received = udp.recv_from(&mut buffer) => if let Ok((_, from)) = received {
-                                drop(udp.send_to(format!("{name} {}", from.ip()).as_bytes(), from).await);
+                                drop(udp.send_to(format!("{name} {}", from.ip().to_canonical()).as_bytes(), from).await);
                             },
                         }
                     }
