@@ -63,7 +63,7 @@ impl Fixture {
             dir,
             bin_dir: bin_dir()?,
             registries: None,
-            master_args: vec!["--node-monitor-grace-period=10s".to_owned()],
+            master_args: vec!["--node-monitor-grace-period=25s".to_owned()],
         })?;
         Ok(Fixture { lab })
     }

@@ -52,7 +52,7 @@ impl Tally {
                 }
                 Ok(Err(error)) => {
                     self.failed += 1;
-                    println!("FAILED   {name} ({seconds:.1} s): {error:?}");
+                    println!("FAILED   {name} ({seconds:.1} s): {error:#}");
                 }
                 Err(_) => {
                     self.failed += 1;
@@ -71,7 +71,7 @@ impl Tally {
     /// Records a failure outside any scenario, of the set-up for instance.
     pub fn fail(&mut self, name: &str, error: &anyhow::Error) {
         self.failed += 1;
-        println!("FAILED   {name}: {error:?}");
+        println!("FAILED   {name}: {error:#}");
     }
 
     /// Whether anything failed so far.
