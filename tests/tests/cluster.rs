@@ -331,7 +331,9 @@ fn bad_manifests(f: &Fixture) -> Result<Verdict> {
         ),
     ];
     for (manifest, wanted) in cases {
-        let output = f.kubectl_with(&["apply", "-n", NS, "-f", "-"], manifest)?;
+        // What begins with a brace is JSON to kubectl; these are YAML.
+        let document = format!("---\n{manifest}");
+        let output = f.kubectl_with(&["apply", "-n", NS, "-f", "-"], &document)?;
         ensure!(output.code != 0, "accepted: {manifest}");
         let told = output.stdout + &output.stderr;
         ensure!(told.contains(wanted), "{manifest}\n  told:   {told}\n  wanted: {wanted}");
