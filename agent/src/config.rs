@@ -68,7 +68,7 @@ impl Default for Config {
             log_dir: "/var/log/pods".into(),
             manifests_dir: "/etc/flotilla/manifests".into(),
             registries_file: "/etc/flotilla/registries.toml".into(),
-            image_drop_dir: "/var/lib/flotilla/agent/images/import".into(),
+            image_drop_dir: "/var/lib/flotilla/agent/import".into(),
             cgroup_parent: "/flotilla".into(),
             node_ip: Vec::new(),
             cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],

@@ -30,15 +30,16 @@ pub(crate) struct Context {
     pub(crate) tokens: Tokens,
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) host: Host,
+    /// The addresses found at the start.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Context {
     /// The node's addresses: as configured, or as the master is reached.
     pub(crate) fn host_ips(&self) -> Vec<IpAddr> {
-        if self.config.node_ip.is_empty() {
-            self.link.local_ip().into_iter().collect()
-        } else {
-            self.config.node_ip.clone()
+        match self.link.local_ip() {
+            Some(address) if self.config.node_ip.is_empty() => vec![address],
+            _ => self.addresses.clone(),
         }
     }
 

@@ -19,19 +19,19 @@ use crate::engine::Engine;
 use crate::events::{Kind, Recorder};
 use crate::identity::Identity;
 use crate::image::{ImageStore, ImageStoreConfig};
-use crate::node::{NodeReporter, Reported, host};
+use crate::node::{NodeReporter, Reported, address, host};
 use crate::objects::ObjectStore;
 use crate::pod::dispatch::Dispatcher;
 use crate::pod::registry::Registry;
+use crate::renewal;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::Server;
 use crate::services::Services;
 use crate::source;
 use crate::tunnel;
+use crate::upkeep::Upkeep;
 use crate::volume::token::Tokens;
 
-/// How long the address toward the master is waited for before netd starts without one.
-const ADDRESS_WAIT: Duration = Duration::from_secs(5);
 /// How long the network may take before the node says that it isn't ready.
 const SETTLE_WAIT: Duration = Duration::from_secs(5);
 
@@ -74,11 +74,12 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let link = Link::new();
     let client = link.client();
     spawn_link(&link, &config, &identity);
+    tokio::spawn(renewal::run(client.clone(), identity.clone(), config.node_name.clone()));
     let runtime = Runtime::connect_or_start(RuntimeConfig::new(monitor_config(&config)))
         .await
         .context("the monitor did not come up")?;
-    let addresses = node_addresses(&config, &link).await;
-    let netd = Netd::start(netd_config(&config, addresses), client.clone())
+    let addresses = address::observe(&config);
+    let netd = Netd::start(netd_config(&config, addresses.clone()), client.clone())
         .await
         .context("the pod network did not come up")?;
     let images = ImageStore::open(ImageStoreConfig {
@@ -95,6 +96,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         objects: ObjectStore::new(client.clone(), link.clone(), checkpoint.clone()),
         tokens: Tokens::new(client.clone(), link.clone(), checkpoint.clone()),
         host: host::observe_host(&config.data_dir),
+        addresses,
         engine: Arc::new(Engine::new(runtime, images)),
         netd: Arc::new(netd),
         config,
@@ -105,7 +107,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         checkpoint,
     });
     let registry = Arc::new(Registry::default());
-    spawn_node(&context, &identity);
+    spawn_node(&context, &registry, &identity);
     spawn_sources(&context, &registry);
     spawn_server(&context, &registry);
     let name = &context.config.node_name;
@@ -121,20 +123,12 @@ fn spawn_link(link: &Arc<Link>, config: &Arc<Config>, identity: &Arc<Identity>) 
     tokio::spawn(async move { link.run(servers, identity).await });
 }
 
-async fn node_addresses(config: &Config, link: &Link) -> Vec<std::net::IpAddr> {
-    if !config.node_ip.is_empty() {
-        return config.node_ip.clone();
-    }
-    let mut live = link.subscribe();
-    // Without the master the addresses come from netd's saved state.
-    tokio::time::timeout(ADDRESS_WAIT, live.wait_for(Option::is_some)).await.ok();
-    link.local_ip().into_iter().collect()
-}
-
-fn spawn_node(context: &Arc<Context>, identity: &Identity) {
+fn spawn_node(context: &Arc<Context>, registry: &Arc<Registry>, identity: &Identity) {
     let starting = Some("the pod network is starting".to_owned());
     let (report, reported) =
         watch::channel(Reported { network_problem: starting, ..Reported::default() });
+    let upkeep = Upkeep::new(context.clone(), registry.clone(), report.clone());
+    tokio::spawn(upkeep.run());
     let mut readiness = context.netd.readiness();
     tokio::spawn(async move {
         let ready = readiness.wait_for(|state| *state == Readiness::Ready);
@@ -161,6 +155,7 @@ fn spawn_node(context: &Arc<Context>, identity: &Identity) {
         link: context.link.clone(),
         client: context.client.clone(),
         device_key: identity.key.fingerprint(),
+        addresses: context.addresses.clone(),
         reported,
         lost: Arc::new(Notify::new()),
     };

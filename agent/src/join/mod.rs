@@ -101,7 +101,7 @@ fn configuration(args: &JoinArgs, server: &str) -> anyhow::Result<Config> {
     }
     if let Some(dir) = &args.data_dir {
         config.data_dir.clone_from(dir);
-        config.image_drop_dir = dir.join("images/import");
+        config.image_drop_dir = dir.join("import");
     }
     if let Some(dir) = &args.run_dir {
         config.run_dir.clone_from(dir);

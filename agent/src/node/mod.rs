@@ -1,6 +1,7 @@
 //! This device as a Node: registration, status written when it changes, and the Lease that says it
 //! lives. It doesn't touch pods.
 
+pub(crate) mod address;
 pub(crate) mod host;
 pub(crate) mod status;
 
@@ -56,6 +57,8 @@ pub(crate) struct NodeReporter {
     pub(crate) link: Arc<Link>,
     pub(crate) client: kube::Client,
     pub(crate) device_key: String,
+    /// The addresses found at the start.
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) reported: watch::Receiver<Reported>,
     /// Rung when the Node turns out to be gone.
     pub(crate) lost: Arc<Notify>,
@@ -174,10 +177,9 @@ impl NodeReporter {
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        if self.config.node_ip.is_empty() {
-            self.link.local_ip().into_iter().collect()
-        } else {
-            self.config.node_ip.clone()
+        match self.link.local_ip() {
+            Some(address) if self.config.node_ip.is_empty() => vec![address],
+            _ => self.addresses.clone(),
         }
     }
 

@@ -90,8 +90,13 @@ fn log_tail(path: &Path) -> std::io::Result<String> {
     Ok(tail)
 }
 
-/// Containers of a pod found running (or ended) when the agent starts.
-pub(crate) fn adopt(pod: &Pod, states: &[ContainerState]) -> BTreeMap<String, ContainerObserved> {
+/// Containers of a pod found running (or ended) when the agent starts. `logs` is the pod's log folder:
+/// after a reboot it alone remembers how often containers were started.
+pub(crate) fn adopt(
+    pod: &Pod,
+    states: &[ContainerState],
+    logs: &Path,
+) -> BTreeMap<String, ContainerObserved> {
     let mut adopted = BTreeMap::new();
     let Some(spec) = &pod.spec else { return adopted };
     for container in spec::init_containers(spec).iter().chain(&spec.containers) {
@@ -100,7 +105,8 @@ pub(crate) fn adopt(pod: &Pod, states: &[ContainerState]) -> BTreeMap<String, Co
         own.retain(|state| state.phase != Phase::Created);
         own.sort_by_key(|state| state.attempt);
         let Some((latest, before)) = own.split_last() else {
-            if let Some(base) = restarts_before(pod, &container.name) {
+            let by_api = restarts_before(pod, &container.name);
+            if let Some(base) = by_api.max(restarts_by_logs(&logs.join(&container.name))) {
                 let observed = ContainerObserved { restarts: base, ..Default::default() };
                 adopted.insert(container.name.clone(), observed);
             }
@@ -145,6 +151,13 @@ fn restarts_before(pod: &Pod, name: &str) -> Option<u32> {
     let found = all.into_iter().flatten().flatten().find(|status| status.name == name)?;
     found.container_id.as_ref()?;
     u32::try_from(found.restart_count).ok()?.checked_add(1)
+}
+
+/// kubelet's `calcRestartCountByLogDir`: the highest `<n>.log`, and one more.
+fn restarts_by_logs(dir: &Path) -> Option<u32> {
+    let names = std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.file_name());
+    let numbers = names.filter_map(|name| name.to_str()?.split('.').next()?.parse::<u32>().ok());
+    numbers.max()?.checked_add(1)
 }
 
 #[cfg(test)]
@@ -207,10 +220,14 @@ mod tests {
         }))
         .unwrap();
         let states = [state("a", 2, None), state("a", 1, Some(exit(1, false)))];
-        let adopted = adopt(&pod, &states);
+        let logs = tempfile::tempdir().unwrap();
+        let adopted = adopt(&pod, &states, logs.path());
         let a = &adopted["a"];
         assert_eq!((a.restarts, a.last.as_ref().unwrap().code), (2, 1));
         assert!(matches!(&a.life, Life::Running { id, .. } if id == "a2") && a.ready);
         assert_eq!((adopted["b"].restarts, &adopted["b"].life), (5, &Life::Absent));
+        std::fs::create_dir(logs.path().join("b")).unwrap();
+        std::fs::write(logs.path().join("b/7.log.20260101"), "").unwrap();
+        assert_eq!(adopt(&pod, &states, logs.path())["b"].restarts, 8);
     }
 }

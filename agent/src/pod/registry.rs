@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::pod::spec;
-use crate::source;
 
 #[derive(Debug, Clone)]
 pub(crate) struct PodView {
@@ -67,9 +66,4 @@ impl Registry {
             specs.flat_map(|spec| spec::init_containers(spec).iter().chain(&spec.containers));
         containers.filter_map(|container| container.image.clone()).collect()
     }
-}
-
-/// Whether a pod comes from the manifests folder.
-pub(crate) fn is_static(pod: &Pod) -> bool {
-    source::annotation(pod, source::SOURCE_ANNOTATION) == Some("file")
 }

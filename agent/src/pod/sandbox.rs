@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use monitor::protocol::{NamespaceMode, Namespaces};
+use monitor::protocol::{ContainerState, NamespaceMode, Namespaces};
 use netd::{HostPort, Netd, PodAttachment, Protocol};
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
@@ -13,6 +13,7 @@ use nix::sched::CloneFlags;
 use crate::cgroup;
 use crate::config::Config;
 use crate::pod::{dns, spec};
+use crate::runtime::{InitSpec, Runtime, RuntimeError};
 use crate::volume;
 
 /// Size of a pod's `/dev/shm`, as containerd and CRI-O make it.
@@ -32,6 +33,8 @@ pub(crate) enum SandboxError {
     Sysctl { name: String, source: std::io::Error },
     #[error("cannot set up /dev/shm: {0}")]
     Shm(String),
+    #[error("cannot set up the shared process namespace")]
+    Init(#[from] RuntimeError),
 }
 
 /// The sandbox as containers join it.
@@ -91,6 +94,42 @@ pub(crate) async fn ensure(
     let namespaces =
         Namespaces { network: mode(netns.clone()), ipc: mode(ipc), uts: mode(uts), pid };
     Ok(Sandbox { namespaces, ips, netns, cgroup, hostname, shm })
+}
+
+/// Id of the process that owns a pod's shared PID namespace.
+pub(crate) fn init_id(pod: &Pod) -> String {
+    format!("init-{}", spec::uid(pod))
+}
+
+/// With `shareProcessNamespace`: an init of ours, whose PID namespace the containers join.
+pub(crate) async fn ensure_init(
+    runtime: &Runtime,
+    pod: &Pod,
+    sandbox: &mut Sandbox,
+) -> Result<(), SandboxError> {
+    let shared = pod.spec.as_ref().and_then(|spec| spec.share_process_namespace);
+    if shared != Some(true) {
+        return Ok(());
+    }
+    let id = init_id(pod);
+    let running = |state: &ContainerState| state.id == id && state.exit.is_none();
+    let found = runtime.list().await?.into_iter().find(running);
+    let state = match found {
+        Some(state) => state,
+        None => {
+            runtime.delete(&id).await?;
+            let spec = InitSpec {
+                id: id.clone(),
+                pod_uid: spec::uid(pod).to_owned(),
+                cgroup: format!("{}/{id}", sandbox.cgroup),
+                namespaces: sandbox.namespaces.clone(),
+            };
+            runtime.create_init(spec).await?
+        }
+    };
+    let path = PathBuf::from(format!("/proc/{}/ns/pid", state.pid));
+    sandbox.namespaces.pid = NamespaceMode::Path(path);
+    Ok(())
 }
 
 /// Takes down what `ensure` made, network aside (which goes by its own slow path).

@@ -164,10 +164,6 @@ impl ContainerObserved {
         }
     }
 
-    pub(crate) fn running(&self) -> bool {
-        matches!(self.life, Life::Running { .. } | Life::Stopping { .. })
-    }
-
     /// No process, and none being made.
     pub(crate) fn idle(&self) -> bool {
         matches!(self.life, Life::Absent | Life::Exited(_))

@@ -1,13 +1,17 @@
 //! The steps of a pod's plan, done beside its worker, and what their results change. The effectful
 //! half of the worker.
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use monitor::protocol::ContainerState;
 use tracing::{debug, info, warn};
 
 use crate::connection::chain;
+use crate::context::Context;
 use crate::events::Kind;
 use crate::pod::ended::now;
 use crate::pod::plan::{Step, Why};
@@ -51,13 +55,9 @@ impl Worker {
         self.ops.push(Box::pin(async move {
             let host_ips = context.host_ips();
             let sandbox = async {
-                let config = &context.config;
-                let made = sandbox::ensure(config, &context.netd, &pod, &host_ips).await;
-                let made = made
-                    .map_err(|error| format!("Failed to create pod sandbox: {}", chain(&error)))?;
-                sandbox::write_name_files(config, &pod, &made, &pod_dir)
-                    .map_err(|error| format!("Failed to create pod sandbox: {}", chain(&error)))?;
-                Ok(made)
+                make_sandbox(&context, &pod, (&host_ips, &pod_dir))
+                    .await
+                    .map_err(|error| format!("Failed to create pod sandbox: {}", chain(&error)))
             };
             let volumes = async {
                 references.ready().await;
@@ -196,6 +196,8 @@ impl Worker {
         let (context, pod, pod_dir) = (self.context.clone(), self.pod.clone(), self.pod_dir());
         self.ops.push(Box::pin(async move {
             let result = async {
+                let init = sandbox::init_id(&pod);
+                context.engine.delete(&init).await.map_err(|error| chain(&error))?;
                 if !spec::host_network(&pod) {
                     context.netd.detach(spec::uid(&pod)).await.map_err(|error| chain(&error))?;
                 }
@@ -516,8 +518,19 @@ impl Worker {
     }
 }
 
+async fn make_sandbox(
+    context: &Context,
+    pod: &Pod,
+    (host_ips, pod_dir): (&[IpAddr], &Path),
+) -> Result<sandbox::Sandbox, sandbox::SandboxError> {
+    let mut made = sandbox::ensure(&context.config, &context.netd, pod, host_ips).await?;
+    sandbox::ensure_init(&context.engine.runtime, pod, &mut made).await?;
+    sandbox::write_name_files(&context.config, pod, &made, pod_dir)?;
+    Ok(made)
+}
+
 /// An attempt's log and what was rotated away from it (`0.log`, `0.log.20260101-…`).
-fn remove_logs(log: &std::path::Path) {
+fn remove_logs(log: &Path) {
     let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|n| n.to_str())) else {
         return;
     };

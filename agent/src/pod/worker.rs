@@ -20,11 +20,12 @@ use tracing::{debug, info};
 use crate::context::Context;
 use crate::events::Kind;
 use crate::objects::{Changes, References};
+use crate::pod::container;
 use crate::pod::ended;
 use crate::pod::plan::{Plan, plan_pod};
 use crate::pod::registry::Registry;
 use crate::pod::report::{Report, Written};
-use crate::pod::sandbox::Sandbox;
+use crate::pod::sandbox::{self, Sandbox};
 use crate::pod::spec;
 use crate::pod::start::{StartFailure, Started};
 use crate::pod::state::{KillReason, Life, Observed, Sandbox as SandboxState, Terminate, Waiting};
@@ -55,8 +56,6 @@ pub(crate) enum Input {
     Mirror(Option<String>),
     Exited(Box<ContainerState>),
     Probe(probe::Report),
-    /// The node needs room.
-    Evict(String),
 }
 
 /// Results of steps done beside the worker.
@@ -112,7 +111,9 @@ impl Worker {
     ) -> Worker {
         let references = Arc::new(context.objects.acquire(&pod));
         let changes = references.changes();
-        let observed = Observed { containers: ended::adopt(&pod, found), ..Observed::default() };
+        let logs = container::log_dir(&context.config, &pod);
+        let containers = ended::adopt(&pod, found, &logs);
+        let observed = Observed { containers, ..Observed::default() };
         let mut worker = Worker {
             report: Report::new(&pod),
             context,
@@ -229,9 +230,6 @@ impl Worker {
             }
             Input::Exited(state) => self.take_exit(&state),
             Input::Probe(report) => self.take_probe(report),
-            Input::Evict(message) => {
-                self.terminate(0, Some(Waiting::new("Evicted", message)));
-            }
         }
     }
 
@@ -318,6 +316,11 @@ impl Worker {
     }
 
     fn take_exit(&mut self, state: &ContainerState) {
+        if state.id == sandbox::init_id(&self.pod) && self.observed.terminate.is_none() {
+            // Its namespace died with it; a new one is made for the next containers.
+            self.observed.sandbox = SandboxState::Absent;
+            return;
+        }
         let Some(container) = self.observed.containers.get_mut(&state.name) else { return };
         let current = match &container.life {
             Life::Running { id, .. } | Life::Stopping { id, .. } => *id == state.id,

@@ -84,9 +84,9 @@ pub(crate) async fn attach(runtime: &Runtime, id: String, wanted: Wanted, client
         }
     };
     let mut input = tokio::spawn(feed(stdin, session.stdin.take()));
+    let stdout = session.stdout.take().filter(|_| wanted.stdout);
+    let stderr = session.stderr.take().filter(|_| wanted.stderr);
     let outputs = async {
-        let stdout = session.stdout.take().filter(|_| wanted.stdout);
-        let stderr = session.stderr.take().filter(|_| wanted.stderr);
         tokio::join!(
             copy_out(stdout, Channel::Stdout, out.clone()),
             copy_out(stderr, Channel::Stderr, out.clone())
@@ -100,12 +100,12 @@ pub(crate) async fn attach(runtime: &Runtime, id: String, wanted: Wanted, client
             () = out.closed() => break,
             _ = &mut input, if !finished => {
                 finished = true;
-                if let Err(error) = runtime.close_stdin(&id).await {
+                if let Err(error) = session.finish_stdin().await {
                     tracing::debug!(error = %chain(&error), "a stdin was not closed");
                 }
             }
             Some(size) = resize.recv() => {
-                if let Err(error) = runtime.resize(&id, size).await {
+                if let Err(error) = session.resize(size).await {
                     tracing::debug!(error = %chain(&error), "a terminal was not resized");
                 }
             }

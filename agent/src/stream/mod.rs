@@ -34,19 +34,6 @@ pub(crate) struct Wanted {
     pub(crate) tty: bool,
 }
 
-impl Wanted {
-    pub(crate) fn channels(self) -> Vec<Channel> {
-        let mut all = vec![Channel::Error];
-        if self.stdout {
-            all.push(Channel::Stdout);
-        }
-        if self.stderr && !self.tty {
-            all.push(Channel::Stderr);
-        }
-        all
-    }
-}
-
 /// A connected client.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -102,7 +89,5 @@ mod tests {
         assert_eq!(parse_size(br#"{"Width":-1,"Height":24}"#), None);
         assert_eq!(exit_status(0)["status"], "Success");
         assert_eq!(exit_status(3)["details"]["causes"][0]["message"], "3");
-        let wanted = Wanted { stdout: true, stderr: true, tty: true, stdin: false };
-        assert_eq!(wanted.channels(), [Channel::Error, Channel::Stdout]);
     }
 }

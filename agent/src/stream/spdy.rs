@@ -70,9 +70,7 @@ impl Stream {
 pub(crate) enum Frame {
     Reply { id: u32 },
     Data { id: u32, bytes: Bytes, fin: bool },
-    Reset { id: u32 },
     Pong { id: u32 },
-    GoAway,
 }
 
 /// The sending half, shared by all streams.
@@ -206,12 +204,7 @@ fn render(frame: &Frame, headers: &mut Deflater) -> Result<Vec<u8>, SpdyError> {
             body.extend(headers.write(&[])?);
             control(SYN_REPLY, &body)
         }
-        Frame::Reset { id } => {
-            // Status 5, CANCEL.
-            control(RST_STREAM, &[id.to_be_bytes(), 5u32.to_be_bytes()].concat())
-        }
         Frame::Pong { id } => control(PING, &id.to_be_bytes()),
-        Frame::GoAway => control(GOAWAY, &[0; 8]),
         Frame::Data { id, bytes, fin } => {
             let mut out = id.to_be_bytes().to_vec();
             out.extend(flagged_length(if *fin { FLAG_FIN } else { 0 }, bytes.len()));

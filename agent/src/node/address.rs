@@ -1,0 +1,80 @@
+//! Which addresses this node has: as configured, or the one the master is reached from, known without
+//! asking the master. The last one is kept on disk for a boot without a network.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, write_atomic};
+use crate::connection::parse_server;
+
+/// The node's addresses, the primary one first. Never empty.
+pub(crate) fn observe(config: &Config) -> Vec<IpAddr> {
+    if !config.node_ip.is_empty() {
+        return config.node_ip.clone();
+    }
+    let file = file(config);
+    let saved = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let routed = config.servers.iter().find_map(|server| toward(server));
+    if let Some(address) = routed
+        && saved != Some(address)
+    {
+        save(&file, address);
+    }
+    let found = routed.or(saved).or_else(any_interface);
+    vec![found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))]
+}
+
+fn file(config: &Config) -> PathBuf {
+    config.identity_dir().join("address")
+}
+
+fn save(file: &Path, address: IpAddr) {
+    if let Err(error) = write_atomic(file, format!("{address}\n").as_bytes(), 0o600) {
+        tracing::warn!(file = %file.display(), %error, "the node's address was not kept");
+    }
+}
+
+/// The source address of the route to a server; connecting a UDP socket sends nothing.
+fn toward(server: &str) -> Option<IpAddr> {
+    let (host, authority) = parse_server(server).ok()?;
+    let port = authority.port_u16().unwrap_or(443);
+    let target = (host.as_str(), port).to_socket_addrs().ok()?.next()?;
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+/// Any address of this host that others could reach.
+fn any_interface() -> Option<IpAddr> {
+    let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    interfaces.find_map(|interface| {
+        let address = interface.address?;
+        let ip = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()))?;
+        (!ip.is_loopback() && !interface.interface_name.starts_with("flt")).then_some(ip)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_address_survives_the_loss_of_the_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            data_dir: dir.path().to_owned(),
+            servers: vec!["https://127.0.0.1:6443".into()],
+            ..Config::default()
+        };
+        assert_eq!(observe(&config), [IpAddr::from([127, 0, 0, 1])]);
+        std::fs::write(file(&config), "10.9.8.7\n").unwrap();
+        config.servers = vec!["https://does-not-exist.invalid:6443".into()];
+        assert_eq!(observe(&config), [IpAddr::from([10, 9, 8, 7])]);
+        config.node_ip = vec![IpAddr::from([10, 0, 0, 1])];
+        assert_eq!(observe(&config), config.node_ip);
+    }
+}
