@@ -85,6 +85,10 @@ pub(crate) enum Statement {
     NotIn(Field, IpNet),
     /// Source or destination is an address of this host.
     Local(Field),
+    /// Source or destination is not an address of this host.
+    NotLocal(Field),
+    /// Leaves by the link of this name.
+    OutBy(&'static str),
     NewConnection,
     MarkIsSet,
     SetMark,

@@ -109,6 +109,9 @@ fn statement(family: Family, statement: &Statement) -> String {
         Statement::NotIn(part, net) => format!("{} != {net}", field(family, *part)),
         Statement::Local(Field::Source) => "fib saddr type local".to_owned(),
         Statement::Local(_) => "fib daddr type local".to_owned(),
+        Statement::NotLocal(Field::Source) => "fib saddr type != local".to_owned(),
+        Statement::NotLocal(_) => "fib daddr type != local".to_owned(),
+        Statement::OutBy(link) => format!("oifname \"{link}\""),
         Statement::NewConnection => "ct state new".to_owned(),
         Statement::MarkIsSet => format!("meta mark and {MASQUERADE_BIT:#x} != 0"),
         Statement::SetMark => format!("meta mark set meta mark or {MASQUERADE_BIT:#x}"),
@@ -118,7 +121,7 @@ fn statement(family: Family, statement: &Statement) -> String {
         Statement::Dnat(key, pick, map) => {
             format!("dnat {ip} to {} map @{map}", fields(family, key, *pick))
         }
-        Statement::Masquerade => "masquerade fully-random".to_owned(),
+        Statement::Masquerade => "masquerade".to_owned(),
         Statement::ResetTcp => "meta l4proto tcp reject with tcp reset".to_owned(),
         Statement::Reject => "reject".to_owned(),
         Statement::Verdict(verdict) => self::verdict(verdict),

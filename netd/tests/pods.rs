@@ -112,6 +112,19 @@ fn nodes_on_a_segment_directly_others_through_the_overlay() {
     let (ok, output) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 -s 1422 10.244.3.1");
     assert!(ok, "a full packet of the overlay's MTU passes: {output}");
 
+    // The host itself, too, reaches a service whose endpoint is behind the overlay.
+    api.apply("services", lab::service("10.96.0.80", &serde_json::json!({})));
+    api.apply("endpointslices", lab::slice(&[("10.244.3.1".to_owned(), "n3")]));
+    let _server = lab::Server::new(&pods[2].netns, 8080, "c");
+    for (from, seen) in [(n1.netns(), "c 10.244.1.0"), (pods[1].netns.clone(), "c 10.244.2.1")] {
+        eventually("a service behind the overlay answers", || {
+            match lab::request(&from, "10.96.0.80:80") {
+                Ok(text) if text == seen => Ok(()),
+                other => Err(other),
+            }
+        });
+    }
+
     // A node leaves: its route, its peers and the overlay link go.
     api.delete("nodes", "", "n3");
     eventually("the overlay is gone", || {

@@ -35,7 +35,6 @@ const FIB_SOURCE: u32 = 1;
 const FIB_DESTINATION: u32 = 2;
 const ADDRESS_TYPE_LOCAL: u32 = 2;
 const CONNTRACK_NEW: u32 = 8;
-const RANDOM_FULLY: u32 = 0x10;
 const HASH_SEED: u32 = 1;
 const CMP_EQUAL: u32 = 0;
 const CMP_UNEQUAL: u32 = 1;
@@ -394,20 +393,13 @@ fn encode(family: Family, statement: &Statement) -> Result<Vec<Expr>, NulError> 
     Ok(match statement {
         Statement::In(field, net) => in_net(family, *field, net, CMP_EQUAL),
         Statement::NotIn(field, net) => in_net(family, *field, net, CMP_UNEQUAL),
-        Statement::Local(field) => vec![
-            numbers(
-                c"fib",
-                &[
-                    (sys::NFTNL_EXPR_FIB_DREG, REG),
-                    (sys::NFTNL_EXPR_FIB_RESULT, FIB_ADDRESS_TYPE),
-                    (
-                        sys::NFTNL_EXPR_FIB_FLAGS,
-                        if *field == Field::Source { FIB_SOURCE } else { FIB_DESTINATION },
-                    ),
-                ],
-            ),
-            compare(CMP_EQUAL, REG, &ADDRESS_TYPE_LOCAL.to_ne_bytes()),
-        ],
+        Statement::Local(field) => local(*field, CMP_EQUAL),
+        Statement::NotLocal(field) => local(*field, CMP_UNEQUAL),
+        Statement::OutBy(link) => {
+            let mut name = link.as_bytes().to_vec();
+            name.resize(libc::IFNAMSIZ, 0);
+            vec![meta(libc::NFT_META_OIFNAME, REG), compare(CMP_EQUAL, REG, &name)]
+        }
         Statement::NewConnection => vec![
             numbers(
                 c"ct",
@@ -435,9 +427,7 @@ fn encode(family: Family, statement: &Statement) -> Result<Vec<Expr>, NulError> 
             exprs
         }
         Statement::Dnat(key, pick, map) => dnat(family, key, *pick, map)?,
-        Statement::Masquerade => {
-            vec![numbers(c"masq", &[(sys::NFTNL_EXPR_MASQ_FLAGS, RANDOM_FULLY)])]
-        }
+        Statement::Masquerade => vec![numbers(c"masq", &[])],
         Statement::ResetTcp => vec![
             meta(libc::NFT_META_L4PROTO, REG),
             compare(CMP_EQUAL, REG, &[protocol_number(Protocol::Tcp)]),
@@ -450,6 +440,20 @@ fn encode(family: Family, statement: &Statement) -> Result<Vec<Expr>, NulError> 
         }
         Statement::Verdict(verdict) => vec![immediate(verdict)?],
     })
+}
+
+/// Whether an address is this host's, by its routing tables.
+fn local(field: Field, operation: u32) -> Vec<Expr> {
+    let which = if field == Field::Source { FIB_SOURCE } else { FIB_DESTINATION };
+    let look_up = numbers(
+        c"fib",
+        &[
+            (sys::NFTNL_EXPR_FIB_DREG, REG),
+            (sys::NFTNL_EXPR_FIB_RESULT, FIB_ADDRESS_TYPE),
+            (sys::NFTNL_EXPR_FIB_FLAGS, which),
+        ],
+    );
+    vec![look_up, compare(operation, REG, &ADDRESS_TYPE_LOCAL.to_ne_bytes())]
 }
 
 fn dnat(

@@ -1,6 +1,8 @@
 //! Which connections leave with this node's address as their source.
 //!
-//! Those that a service chain marked, a pod's to itself through a service, and pods' to the world outside of the cluster.
+//! Those that a service chain marked, a pod's to itself through a service, pods' to the world outside of the cluster, and what enters
+//! the overlay from outside of the pod network. Ports stay what they are where they can: a server that still remembers the port's last
+//! connection takes a new one from the same client, but drops one whose timestamps are somebody else's.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Draft;
 use crate::desired::Desired;
+use crate::overlay;
 use crate::rules::{Data, Elements, Family, Field, Hook, Key, Leads, Rule, Statement};
 
 const PAIR: [Field; 2] = [Field::Source, Field::Destination];
@@ -32,6 +35,13 @@ pub(super) fn render(desired: &Desired, draft: &mut Draft) {
         let mut rule: Rule = vec![Statement::In(Field::Source, *own)];
         rule.extend(inside.iter().map(|cidr| Statement::NotIn(Field::Destination, **cidr)));
         rule.push(Statement::NotIn(Field::Destination, multicast(family)));
+        rule.push(Statement::Masquerade);
+        rules.push(rule);
+    }
+    if desired.own_cidrs.iter().any(|cidr| Family::of_net(cidr) == family) {
+        // The answer comes through the overlay only when the source is a pod network's.
+        let mut rule: Rule = vec![Statement::OutBy(overlay::NAME)];
+        rule.extend(inside.iter().map(|cidr| Statement::NotIn(Field::Source, **cidr)));
         rule.push(Statement::Masquerade);
         rules.push(rule);
     }

@@ -80,19 +80,23 @@ impl Draw {
         }
     }
 
-    fn dnat(&self, count: u32, local: bool) -> Statement {
-        // The kernel refuses a hash over one.
-        let pick = match self.sticky && count > 1 {
-            true => Pick::BySource(count),
-            false => Pick::Random(count),
-        };
+    /// Draws an endpoint. A packet that meets the chain before and the map after a transaction can draw one that is gone: then
+    /// the first.
+    fn dnat(&self, count: u32, local: bool) -> Vec<Rule> {
         let (key, map): (&[Field], _) = match (self.place, local) {
             (Place::Vip, false) => (&VIP_DRAW, "endpoints"),
             (Place::Vip, true) => (&VIP_DRAW, "local-endpoints"),
             (Place::NodePort, false) => (&PORT_DRAW, "node-endpoints"),
             (Place::NodePort, true) => (&PORT_DRAW, "node-local-endpoints"),
         };
-        Statement::Dnat(key.to_vec(), Some(pick), map)
+        let rule = |pick| vec![Statement::Dnat(key.to_vec(), Some(pick), map)];
+        let first = Pick::Random(1);
+        match (count, self.sticky) {
+            // The kernel refuses a hash over one.
+            (1, _) => vec![rule(first)],
+            (count, true) => vec![rule(Pick::BySource(count)), rule(first)],
+            (count, false) => vec![rule(Pick::Random(count)), rule(first)],
+        }
     }
 
     fn rules(&self, cluster_cidrs: &[IpNet]) -> Vec<Rule> {
@@ -102,12 +106,15 @@ impl Draw {
                     .iter()
                     .map(|cidr| Statement::NotIn(Field::Source, *cidr))
                     .collect();
+                // The host's own connections come back to it anyway.
+                from_elsewhere.push(Statement::NotLocal(Field::Source));
                 from_elsewhere.push(Statement::SetMark);
                 let mark = (!cluster_cidrs.is_empty()).then_some(from_elsewhere);
-                mark.into_iter().chain([vec![self.dnat(count, false)]]).collect()
+                mark.into_iter().chain(self.dnat(count, false)).collect()
             }
             Policy::External { count } => {
-                vec![vec![Statement::SetMark], vec![self.dnat(count, false)]]
+                let mark = vec![Statement::NotLocal(Field::Source), Statement::SetMark];
+                [mark].into_iter().chain(self.dnat(count, false)).collect()
             }
             Policy::Local { local, .. } => {
                 let [cluster, external] = [0, 1].map(|index| {
@@ -119,10 +126,10 @@ impl Draw {
                     .map(|cidr| vec![Statement::In(Field::Source, *cidr), cluster.clone()])
                     .collect();
                 rules.push(vec![Statement::Local(Field::Source), external]);
-                rules.push(match local {
-                    0 => vec![Statement::Verdict(Verdict::Drop)],
-                    local => vec![self.dnat(local, true)],
-                });
+                match local {
+                    0 => rules.push(vec![Statement::Verdict(Verdict::Drop)]),
+                    local => rules.extend(self.dnat(local, true)),
+                }
                 rules
             }
         }
