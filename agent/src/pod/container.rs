@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
-use monitor::protocol::{Capabilities, ContainerSpec, Mount, MountKind, Resources, Seccomp, User};
+use monitor::protocol::{
+    Capabilities, ContainerSpec, Mount, MountKind, NamespaceMode, Resources, Seccomp, User,
+};
 
-use crate::cgroup;
+use crate::cgroup::{self, Hierarchy};
 use crate::config::Config;
 use crate::pod::env::expand;
 use crate::pod::rootfs::RootfsError;
@@ -24,6 +26,7 @@ pub(crate) const ATTEMPT_DIR: &str = "attempt-dir";
 pub(crate) const STOP_SIGNAL: &str = "stop-signal";
 
 const TERMINATION_PATH_DEFAULT: &str = "/dev/termination-log";
+const CGROUPS: &str = "/sys/fs/cgroup";
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// An image as a container needs it.
@@ -380,6 +383,13 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, ConfigError> {
             inputs.sandbox.shm.clone(),
             &["rw", "nosuid", "nodev", "noexec"],
         ));
+    }
+    // libcontainer looks a v1 container's groups up in /proc, where a process that has joined another
+    // PID namespace does not find itself; such a container sees no cgroups.
+    let joins = matches!(inputs.sandbox.namespaces.pid, NamespaceMode::Path(_));
+    if joins && cgroup::detect() == Some(Hierarchy::V1) && !taken(&all, CGROUPS) {
+        let options = ["ro", "nosuid", "nodev", "noexec"].map(ToOwned::to_owned).to_vec();
+        all.push(Mount { destination: CGROUPS.to_owned(), kind: MountKind::Tmpfs, options });
     }
     let termination = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
     let termination = termination.unwrap_or(TERMINATION_PATH_DEFAULT);

@@ -128,6 +128,7 @@ fn patch(uid: &str, before: Option<&PodStatus>, after: &PodStatus) -> Value {
             remove_vanished(fields, &before, list, key);
         }
         remove_vanished(fields, &before, "conditions", "type");
+        clear_texts(fields, &before);
     }
     json!({"metadata": {"uid": uid}, "status": body})
 }
@@ -149,6 +150,20 @@ fn remove_vanished(
         .map(|id| json!({key: id, "$patch": "delete"}))
         .collect();
     new.extend(gone);
+}
+
+/// Merged conditions keep the fields that aren't named, so a text that is gone is named as null.
+fn clear_texts(fields: &mut serde_json::Map<String, Value>, before: &Value) {
+    let old = before.get("conditions").and_then(Value::as_array);
+    let new = fields.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in new.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let was = old.into_iter().flatten().find(|c| c.get("type") == condition.get("type"));
+        for field in ["reason", "message"] {
+            if was.is_some_and(|was| was.get(field).is_some()) && !condition.contains_key(field) {
+                condition.insert(field.to_owned(), Value::Null);
+            }
+        }
+    }
 }
 
 impl Worker {
@@ -281,7 +296,7 @@ mod tests {
     fn a_patch_names_what_has_vanished() {
         let before: PodStatus = serde_json::from_value(json!({
             "phase": "Running", "reason": "x", "podIP": "1.1.1.1", "podIPs": [{"ip": "1.1.1.1"}],
-            "conditions": [{"type": "Ready", "status": "True"}, {"type": "Old", "status": "True"}]
+            "conditions": [{"type": "Ready", "status": "True", "message": "m"}, {"type": "Old", "status": "True"}]
         }))
         .unwrap();
         let after: PodStatus = serde_json::from_value(json!({
@@ -292,6 +307,7 @@ mod tests {
         let patch = patch("u", Some(&before), &after);
         assert_eq!(patch["metadata"]["uid"], "u");
         assert_eq!(patch["status"]["reason"], Value::Null);
+        assert_eq!(patch["status"]["conditions"][0].get("message"), Some(&Value::Null));
         assert_eq!(patch["status"]["podIPs"][1], json!({"ip": "1.1.1.1", "$patch": "delete"}));
         assert_eq!(patch["status"]["conditions"][1], json!({"type": "Old", "$patch": "delete"}));
         assert!(!same(&before, &after) && same(&after, &after));
