@@ -580,7 +580,7 @@ mod tests {
         for line in kept {
             words.push(line.trim().to_owned());
         }
-        sorted_elements(&words.join("\n"))
+        sorted_elements(&decimal(&words.join("\n")))
     }
 
     /// The kernel's hash order of elements is by chance.
@@ -595,8 +595,17 @@ mod tests {
             out += &elements.join("\n");
             rest = after;
         }
-        // An index is a number to nft's `typeof` and a mark to its plain types.
-        (out + rest).replace("0x0000000", "")
+        out + rest
+    }
+
+    /// An index is a number to nft's `typeof` and a mark, in hexadecimal, to its plain types.
+    fn decimal(text: &str) -> String {
+        let word = |word: &str| match word.strip_prefix("0x").filter(|digits| digits.len() == 8) {
+            Some(digits) => u32::from_str_radix(digits, 16).unwrap().to_string(),
+            None => word.to_owned(),
+        };
+        let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+        text.lines().map(line).collect::<Vec<_>>().join("\n")
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Services, node ports and host ports: the maps that lead to endpoints, and the chains that draw one.
 //!
 //! A chain exists for each way of drawing that is in use (place, policy, number of endpoints, affinity), never for a service.
-//! Affinity per client is a hash of its address over the endpoints: it holds while their number does; the service's timeout
-//! isn't kept by the kernel's maps.
+//! Affinity per client is a hash of its address, not a memory: it holds for as long as the endpoint does, so it never times out
+//! (upstream forgets a client after the service's timeout, and then draws again).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -48,15 +49,15 @@ enum Policy {
 
 impl Draw {
     fn of(place: Place, target: &Target) -> Draw {
-        let count = length(&target.endpoints);
+        let count = length(&drawn(target, &target.endpoints));
         let policy = match target.traffic {
             Traffic::Cluster => Policy::Cluster { count },
             Traffic::External => Policy::External { count },
-            Traffic::ExternalLocal => Policy::Local { count, local: length(&target.local) },
+            Traffic::ExternalLocal => {
+                Policy::Local { count, local: length(&drawn(target, &target.local)) }
+            }
         };
-        // Affinity to the only endpoint is no affinity.
-        let sticky = target.sticky && count > 1;
-        Draw { place, policy, sticky }
+        Draw { place, policy, sticky: target.sticky }
     }
 
     fn name(&self) -> ChainName {
@@ -136,6 +137,26 @@ impl Draw {
     }
 }
 
+/// Slots that clients' addresses are hashed over, where a service wants affinity.
+const SLOTS: u32 = 128;
+/// The same with more endpoints than that many slots would share out evenly.
+const SLOTS_OF_MANY: u32 = 1024;
+/// Most endpoints that `SLOTS` serve.
+const ENDPOINTS_FEW: usize = 32;
+
+/// The list that is drawn from: the endpoints, or for affinity slots that each belong to one. A slot's endpoint is the one with the
+/// highest weight of all (rendezvous hashing), so when an endpoint comes or goes, only its own slots' clients move, and
+/// every node sends a client to the same endpoint.
+fn drawn<'a>(target: &Target, backends: &'a [Backend]) -> Cow<'a, [Backend]> {
+    if !target.sticky || backends.len() < 2 {
+        return Cow::Borrowed(backends);
+    }
+    let slots = if backends.len() <= ENDPOINTS_FEW { SLOTS } else { SLOTS_OF_MANY };
+    let weight = |slot: u32, backend: &Backend| fnv1a(format!("{slot} {backend:?}").as_bytes());
+    let best = |slot| backends.iter().max_by_key(|backend| weight(slot, backend)).copied();
+    Cow::Owned((0..slots).filter_map(best).collect())
+}
+
 fn length(backends: &[Backend]) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
@@ -170,9 +191,9 @@ fn vips(desired: &Desired, draft: &mut Draft, draws: &mut BTreeMap<Draw, ()>) ->
             Ok(verdict) => services.push((key, Data::Verdict(verdict))),
             Err(verdict) => unserved.push((key, Data::Verdict(verdict))),
         }
-        spread(&mut all, key, &target.endpoints);
+        spread(&mut all, key, &drawn(target, &target.endpoints));
         if target.traffic == Traffic::ExternalLocal {
-            spread(&mut local, key, &target.local);
+            spread(&mut local, key, &drawn(target, &target.local));
         }
     }
     draft.map("services", &VIP_KEY, Leads::Verdict, services);
@@ -193,9 +214,9 @@ fn node_ports(desired: &Desired, draft: &mut Draft, draws: &mut BTreeMap<Draw, (
             Ok(verdict) => ports.push((key, Data::Verdict(verdict))),
             Err(verdict) => unserved.push((key, Data::Verdict(verdict))),
         }
-        spread(&mut all, key, &target.endpoints);
+        spread(&mut all, key, &drawn(target, &target.endpoints));
         if target.traffic == Traffic::ExternalLocal {
-            spread(&mut local, key, &target.local);
+            spread(&mut local, key, &drawn(target, &target.local));
         }
     }
     draft.map("node-ports", &PORT_KEY, Leads::Verdict, ports);
@@ -394,6 +415,24 @@ pub(crate) mod tests {
             own_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()],
             service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn affinity_moves_only_the_clients_of_an_endpoint_that_goes() {
+        let before = target(Traffic::Cluster, true, 5);
+        let slots = drawn(&before, &before.endpoints).into_owned();
+        assert_eq!(slots.len(), 128);
+        let gone = before.endpoints[2];
+        let rest: Vec<Backend> =
+            before.endpoints.iter().filter(|backend| **backend != gone).copied().collect();
+        let after = drawn(&before, &rest);
+        for (old, new) in slots.iter().zip(after.iter()) {
+            assert!(old == new || *old == gone);
+        }
+        for backend in before.endpoints.iter() {
+            let share = slots.iter().filter(|slot| *slot == backend).count();
+            assert!((10..=45).contains(&share), "{backend:?} has {share} of 128 slots");
         }
     }
 
