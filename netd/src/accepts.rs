@@ -161,6 +161,16 @@ pub(crate) fn apply(config: &Config) -> io::Result<()> {
     native::apply(&config.table, &accepts)
 }
 
+/// Does nothing while others' rules are those that were `seen`; returns what they are now.
+fn apply_if_changed(config: &Config, seen: Option<u64>) -> io::Result<u64> {
+    let now = native::fingerprint(&config.table)?;
+    if seen == Some(now) && !iptables::has_legacy_tables() {
+        return Ok(now);
+    }
+    apply(config)?;
+    native::fingerprint(&config.table)
+}
+
 /// Takes all rules with our comment away.
 pub(crate) fn remove(config: &Config) -> io::Result<()> {
     for family in Family::BOTH {
@@ -173,10 +183,17 @@ pub(crate) fn remove(config: &Config) -> io::Result<()> {
 pub(crate) async fn run(config: Config, mut stop: watch::Receiver<bool>) {
     let notifications = Notifications::open().ok();
     let mut last_error = None;
+    let mut seen = None;
     while !*stop.borrow() {
         let config = config.clone();
-        let applied = worker::run("netd-accepts", move || apply(&config)).await;
-        let error = applied.and_then(|applied| applied).err().map(|error| error.to_string());
+        let applied = worker::run("netd-accepts", move || apply_if_changed(&config, seen)).await;
+        let error = match applied.and_then(|applied| applied) {
+            Ok(now) => {
+                seen = Some(now);
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
         if error != last_error
             && let Some(error) = &error
         {

@@ -3,6 +3,7 @@
 //! Blocking code: callers run it on a thread that may wait. Must not decide anything about services.
 
 pub(crate) mod conntrack;
+mod encode;
 pub(crate) mod iptables;
 pub(crate) mod native;
 mod netfilter;

@@ -6,12 +6,16 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use super::netfilter::{Socket, attribute, text};
+use super::netfilter::{Socket, attribute, attributes, push_attribute, text};
 use crate::accepts::{Accept, COMMENT, Way};
+use crate::link::fnv1a;
 use crate::rules::Family;
 
 const SUBSYSTEM: u8 = 10;
 const GET_CHAIN: u8 = 4;
+const GET_RULE: u8 = 7;
+/// Table, handle, name, hook, policy, type: what no packet changes.
+const CHAIN_FACTS: [u16; 6] = [1, 2, 3, 4, 5, 7];
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
@@ -61,6 +65,29 @@ fn places(own_table: &str) -> io::Result<Vec<Place>> {
         }
     }
     Ok(found)
+}
+
+/// A number for all chains and rules of others: while it is the same, nobody changed them.
+pub(crate) fn fingerprint(own_table: &str) -> io::Result<u64> {
+    let mut facts = Vec::new();
+    let mut socket = Socket::open()?;
+    for message in [GET_CHAIN, GET_RULE] {
+        for (_, number) in FAMILIES {
+            for found in socket.dump(SUBSYSTEM, message, number, &[])? {
+                // The first attribute of both is the table's name; counters in rules count as changes, which costs a look.
+                let table = attribute(&found.attributes, CHAIN_TABLE).map(text);
+                if table == Some(own_table) {
+                    continue;
+                }
+                let kept = attributes(&found.attributes)
+                    .filter(|(kind, _)| message == GET_RULE || CHAIN_FACTS.contains(kind));
+                for (kind, value) in kept {
+                    push_attribute(&mut facts, kind, value);
+                }
+            }
+        }
+    }
+    Ok(fnv1a(&facts))
 }
 
 /// Whether packets that no rule is about are dropped, by the chain's text of `nft list chain`.
