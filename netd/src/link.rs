@@ -11,10 +11,11 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, State};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::sync::Mutex;
 
 use crate::netns;
 
@@ -32,6 +33,9 @@ const CARRIER_CHECK: Duration = Duration::from_millis(1);
 const CARRIER_CHECKS_MAX: u32 = 50;
 /// MAC of every host end: each is the only other station on its link.
 const HOST_MAC: [u8; 6] = [0x02, 0x66, 0x6c, 0x74, 0x00, 0x01];
+
+/// Held while the kernel lists: a second listing on the same socket is refused as busy.
+static LISTING: Mutex<()> = Mutex::const_new(());
 
 /// What went wrong in the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -212,11 +216,19 @@ pub(crate) async fn delete(handle: &Handle, index: u32) -> Result<(), LinkError>
     }
 }
 
+/// Everything of a listing. `request` sends it, when no other one is under way.
+pub(crate) async fn list<T, S>(request: impl FnOnce() -> S) -> Result<Vec<T>, LinkError>
+where
+    S: Stream<Item = Result<T, rtnetlink::Error>>,
+{
+    let _turn = LISTING.lock().await;
+    Ok(request().try_collect().await?)
+}
+
 /// The links whose names begin with our prefix: name and index.
 pub(crate) async fn list_ours(handle: &Handle) -> Result<Vec<(String, u32)>, LinkError> {
     let mut ours = Vec::new();
-    let mut links = handle.link().get().execute();
-    while let Some(link) = links.try_next().await? {
+    for link in list(|| handle.link().get().execute()).await? {
         for attribute in &link.attributes {
             if let LinkAttribute::IfName(name) = attribute
                 && name.starts_with(PREFIX)

@@ -297,10 +297,9 @@ pub(crate) async fn remove_addresses(handle: &Handle, config: &Config) -> Result
 
 /// The addresses of a link.
 pub(crate) async fn list_addresses(handle: &Handle, index: u32) -> Result<Vec<IpAddr>, LinkError> {
-    use futures::TryStreamExt;
     let mut addresses = Vec::new();
-    let mut stream = handle.address().get().set_link_index_filter(index).execute();
-    while let Some(message) = stream.try_next().await? {
+    let request = handle.address().get().set_link_index_filter(index);
+    for message in link::list(|| request.execute()).await? {
         if message.header.index == index {
             addresses.extend(message.attributes.iter().find_map(|attribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),

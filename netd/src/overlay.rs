@@ -139,14 +139,10 @@ async fn observe(
     family: AddressFamily,
 ) -> Result<Vec<NeighbourMessage>, LinkError> {
     let request = handle.neighbours().get().set_address_family(family);
-    let mut entries = Vec::new();
-    let mut stream = request.execute();
-    while let Some(entry) = stream.try_next().await? {
-        let ours = entry.header.ifindex == index && entry.header.state == NeighbourState::Permanent;
-        if ours {
-            entries.push(entry);
-        }
-    }
+    let mut entries = link::list(|| request.execute()).await?;
+    entries.retain(|entry| {
+        entry.header.ifindex == index && entry.header.state == NeighbourState::Permanent
+    });
     Ok(entries)
 }
 

@@ -15,7 +15,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::link::LinkError;
+use crate::link::{self, LinkError};
 
 /// MTU where the node's own link isn't known.
 const MTU_DEFAULT: u32 = 1500;
@@ -72,8 +72,7 @@ pub(crate) async fn observe_uplink(
     node_ips: &[IpAddr],
 ) -> Result<Option<Uplink>, LinkError> {
     let mut addresses = Vec::new();
-    let mut stream = handle.address().get().execute();
-    while let Some(message) = stream.try_next().await? {
+    for message in link::list(|| handle.address().get().execute()).await? {
         let local = message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(address) => Some(*address),
             _ => None,
@@ -135,8 +134,7 @@ pub(crate) async fn observe(
         filter.header.protocol = RouteProtocol::from(protocol);
         filter.header.scope = RouteScope::Universe;
         filter.header.kind = RouteType::Unspec;
-        let mut stream = handle.route().get(filter).execute();
-        while let Some(message) = stream.try_next().await? {
+        for message in link::list(|| handle.route().get(filter).execute()).await? {
             if message.header.protocol == RouteProtocol::from(protocol) {
                 routes.extend(parse(&message));
             }

@@ -73,7 +73,7 @@ fn prints(f: &Fixture, arguments: &[&str], wanted: &[&str]) -> Result<()> {
 fn about(f: &Fixture) -> Result<Verdict> {
     prints(f, &["version"], &["Server Version: v1.36"])?;
     prints(f, &["cluster-info"], &["Kubernetes control plane", "is running at"])?;
-    prints(f, &["config", "view", "--minify"], &["server: https://", "REDACTED"])?;
+    prints(f, &["config", "view", "--minify"], &["server: https://", "DATA+OMITTED"])?;
     prints(f, &["config", "current-context"], &["flotilla"])?;
     prints(f, &["get", "--raw", "/readyz?verbose"], &["readyz check passed"])?;
     passed()
@@ -126,7 +126,7 @@ fn create_get_describe(f: &Fixture) -> Result<Verdict> {
     prints(
         f,
         &["describe", "pods", "-n", "verbs", "-l", "app=d"],
-        &["Scheduled", "Started container"],
+        &["Scheduled", "Container started"],
     )?;
     prints(f, &["describe", "node", "node1"], &["Allocated resources", "PodCIDR", "KubeletReady"])?;
     prints(f, &["describe", "svc", "kubernetes"], &["10.96.0.1", "Endpoints"])?;
@@ -171,7 +171,7 @@ fn get_watch(f: &Fixture) -> Result<Verdict> {
 fn apply(f: &Fixture) -> Result<Verdict> {
     let manifest = |value: &str, extra: &str| {
         format!(
-            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: ap, namespace: verbs}}, \
+            "---\n{{apiVersion: v1, kind: ConfigMap, metadata: {{name: ap, namespace: verbs}}, \
              data: {{k: '{value}'{extra}}}}}"
         )
     };

@@ -1,6 +1,7 @@
 //! A pod's status on its way to the API: computed after each event, written when it differs from
 //! what was written last, one write at a time. Also the pod's last word: its DELETE.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +19,15 @@ use crate::pod::worker::{Done, Origin, Worker};
 use crate::pod::{spec, status};
 
 const RETRY: Duration = Duration::from_secs(1);
+/// The conditions that are the node's to write.
+const OWN: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 /// How a write ended.
 #[derive(Debug)]
 pub(crate) enum Written {
-    Done,
+    /// At which revision.
+    Done(i64),
     /// The object is gone, or another of that name is there.
     Gone,
     Again,
@@ -34,6 +39,8 @@ pub(crate) struct Report {
     current: PodStatus,
     /// What was sent last.
     sent: Option<PodStatus>,
+    /// Revision of the last write: what is older says nothing about it.
+    written: i64,
     in_flight: bool,
     frozen: bool,
 }
@@ -43,6 +50,7 @@ impl Report {
         Report {
             current: pod.status.clone().unwrap_or_default(),
             sent: pod.status.clone(),
+            written: revision(pod),
             in_flight: false,
             frozen: false,
         }
@@ -69,13 +77,6 @@ impl Report {
 
     /// Takes over what others wrote: conditions that aren't the node's.
     pub(crate) fn take_foreign(&mut self, pod: &Pod) {
-        const OWN: [&str; 5] = [
-            "PodReadyToStartContainers",
-            "Initialized",
-            "Ready",
-            "ContainersReady",
-            "PodScheduled",
-        ];
         let of_api = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let foreign: Vec<PodCondition> =
             of_api.filter(|c| !OWN.contains(&c.type_.as_str())).cloned().collect();
@@ -88,6 +89,30 @@ impl Report {
             conditions.extend(foreign);
         }
     }
+
+    /// Writes again what someone else has changed since, as the master does for a node that it does not hear.
+    pub(crate) fn reconcile(&mut self, pod: &Pod) {
+        if !self.in_flight && self.overruled(pod) {
+            self.rewrite();
+        }
+    }
+
+    fn overruled(&self, pod: &Pod) -> bool {
+        let Some(sent) = self.sent.as_ref().filter(|_| revision(pod) > self.written) else {
+            return false;
+        };
+        let own = |status: Option<&PodStatus>| {
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            let own = conditions.into_iter().flatten().filter(|c| OWN.contains(&c.type_.as_str()));
+            own.map(|c| (c.type_.clone(), c.status.clone())).collect::<BTreeMap<_, _>>()
+        };
+        own(pod.status.as_ref()) != own(Some(sent))
+    }
+}
+
+fn revision(pod: &Pod) -> i64 {
+    let text = pod.metadata.resource_version.as_deref();
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// Equal in everything the node reports.
@@ -117,6 +142,14 @@ fn same(a: &PodStatus, b: &PodStatus) -> bool {
 /// The strategic merge patch from one status to the next: what vanished becomes null.
 fn patch(uid: &str, before: Option<&PodStatus>, after: &PodStatus) -> Value {
     let mut body = serde_json::to_value(after).unwrap_or_default();
+    let conditions = body.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if let Some(condition) = condition.as_object_mut() {
+            for field in ["reason", "message"] {
+                condition.entry(field).or_insert(Value::Null);
+            }
+        }
+    }
     if let (Some(fields), Some(before)) = (body.as_object_mut(), before) {
         let before = serde_json::to_value(before).unwrap_or_default();
         for field in ["reason", "message", "podIP"] {
@@ -225,7 +258,12 @@ impl Worker {
     pub(crate) fn take_written(&mut self, written: Written) {
         self.report.in_flight = false;
         match written {
-            Written::Done => {}
+            Written::Done(revision) => {
+                self.report.written = revision;
+                if self.origin == Origin::Api {
+                    self.report.reconcile(&self.pod);
+                }
+            }
             Written::Gone => {
                 debug!(pod = %spec::describe(&self.pod), "the pod is gone from the master");
                 if self.origin == Origin::Api {
@@ -254,7 +292,7 @@ async fn write(context: &Context, pod: &Pod, patch: Value) -> Written {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), spec::namespace(pod));
     let patch = Patch::Strategic(patch);
     match api.patch_status(spec::name(pod), &PatchParams::default(), &patch).await {
-        Ok(_) => Written::Done,
+        Ok(pod) => Written::Done(revision(&pod)),
         Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Written::Gone,
         Err(error) => {
             warn!(pod = %spec::describe(pod), error = %chain(&error), "a status was not written");
@@ -309,7 +347,32 @@ mod tests {
         assert_eq!(patch["status"]["reason"], Value::Null);
         assert_eq!(patch["status"]["conditions"][0].get("message"), Some(&Value::Null));
         assert_eq!(patch["status"]["podIPs"][1], json!({"ip": "1.1.1.1", "$patch": "delete"}));
+        let ready = json!({"type": "Ready", "status": "False", "reason": null, "message": null});
+        assert_eq!(patch["status"]["conditions"][0], ready);
         assert_eq!(patch["status"]["conditions"][1], json!({"type": "Old", "$patch": "delete"}));
         assert!(!same(&before, &after) && same(&after, &after));
+    }
+
+    fn pod(revision: &str, ready: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"resourceVersion": revision},
+            "status": {"conditions": [{"type": "Ready", "status": ready}, {"type": "Gate", "status": ready}]}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_another_wrote_over_is_written_again() {
+        for (event, in_flight, again) in [
+            (pod("9", "False"), false, false),
+            (pod("11", "True"), false, false),
+            (pod("11", "False"), false, true),
+            (pod("11", "False"), true, false),
+        ] {
+            let mut report = Report::new(&pod("10", "True"));
+            report.in_flight = in_flight;
+            report.reconcile(&event);
+            assert_eq!(report.sent.is_none(), again, "{event:?} {in_flight}");
+        }
     }
 }

@@ -236,6 +236,9 @@ impl Worker {
     fn take_pod(&mut self, pod: Arc<Pod>) {
         let old = std::mem::replace(&mut self.pod, pod);
         self.report.take_foreign(&self.pod);
+        if self.origin == Origin::Api {
+            self.report.reconcile(&self.pod);
+        }
         if let (Some(before), Some(after)) = (&old.spec, &self.pod.spec) {
             for container in spec::init_containers(after).iter().chain(&after.containers) {
                 let was = spec::find_container(before, &container.name);
