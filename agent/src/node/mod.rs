@@ -36,7 +36,9 @@ pub(crate) enum NodeError {
     Taint(#[from] status::TaintError),
     #[error("the master refused the node's registration")]
     Api(#[from] kube::Error),
-    #[error("the Node {name:?} belongs to another device; choose another --node-name or delete it")]
+    #[error(
+        "the node name {name:?} is taken by another device; join with another --node-name, or delete the Node if that device is gone"
+    )]
     Taken { name: String },
 }
 
