@@ -165,8 +165,8 @@ fn joins_alone_again(f: &Fixture) -> Result<Verdict> {
     one_command(f, &host)?;
     let (after, _) = running_agent(&host)?;
     ensure!(before != after, "the agent was not restarted");
-    for role in [["agent", "run"], ["monitor", "--run-dir"]] {
-        let pids = host.pids(&role)?;
+    for role in ["agent run", "monitor --run-dir"] {
+        let pids = host.pids(&[role])?;
         ensure!(pids.len() == 1, "{role:?}: {pids:?}");
     }
     leave(f, &host)?;
