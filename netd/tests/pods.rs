@@ -112,6 +112,10 @@ fn nodes_on_a_segment_directly_others_through_the_overlay() {
     let (ok, output) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 -s 1422 10.244.3.1");
     assert!(ok, "a full packet of the overlay's MTU passes: {output}");
 
+    // Full segments of the pods' own MTU don't fit the overlay: the path's is found out.
+    let arrived = lab::transfer(&pods[0].netns, &pods[2].netns, "10.244.3.1:9000", 1 << 20);
+    assert_eq!(arrived, 1 << 20);
+
     // The host itself, too, reaches a service whose endpoint is behind the overlay.
     api.apply("services", lab::service("10.96.0.80", &serde_json::json!({})));
     api.apply("endpointslices", lab::slice(&[("10.244.3.1".to_owned(), "n3")]));
