@@ -20,6 +20,7 @@ use crate::projection::{NodeObject, Projection, ServiceObject, SliceObject};
 use crate::saved;
 use crate::services::stopped;
 use crate::topology::NodeView;
+use crate::worker;
 
 /// Between a change and its being saved, and so between two writes: flash wears out.
 const SAVE_DELAY: Duration = Duration::from_secs(10);
@@ -37,11 +38,19 @@ pub(crate) struct Tracker {
 const KINDS: u32 = 3;
 
 /// The file's form: lists, since JSON has no maps by namespace and name.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Deserialize)]
 struct Saved {
     services: Vec<(Key, Service)>,
     slices: Vec<(Key, Box<str>, Slice)>,
     nodes: Vec<(Box<str>, NodeView)>,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+struct SavedRef<'a> {
+    services: Vec<(&'a Key, &'a Service)>,
+    slices: Vec<(&'a Key, &'a str, &'a Slice)>,
+    nodes: Vec<(&'a str, &'a NodeView)>,
 }
 
 impl Tracker {
@@ -154,15 +163,19 @@ impl Tracker {
                 }
             }
             changes.mark_unchanged();
-            match self.encode() {
-                Ok(text) if text == last => {}
-                Ok(text) => match saved::write(&path, &text) {
-                    Ok(()) => last = text,
-                    Err(error) => {
-                        tracing::warn!(file = %path.display(), %error, "cluster state not saved");
-                    }
-                },
-                Err(error) => tracing::warn!(%error, "cluster state not encoded"),
+            let (tracker, file, before) = (self.clone(), path.clone(), last);
+            // A flush can take long on flash; the thread of all other tasks doesn't wait for it.
+            let work = move || tracker.write_if_changed(&file, before);
+            match worker::run("netd-save", work).await {
+                Ok((text, Ok(()))) => last = text,
+                Ok((text, Err(error))) => {
+                    last = text;
+                    tracing::warn!(file = %path.display(), %error, "cluster state not saved");
+                }
+                Err(error) => {
+                    last = Vec::new();
+                    tracing::warn!(file = %path.display(), %error, "cluster state not saved");
+                }
             }
             if ending {
                 return;
@@ -170,15 +183,30 @@ impl Tracker {
         }
     }
 
+    /// Writes the state when its text isn't `before`; returns the text that the file has.
+    fn write_if_changed(&self, path: &Path, before: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
+        let text = match self.encode() {
+            Ok(text) => text,
+            Err(error) => return (before, Err(error)),
+        };
+        if text == before {
+            return (before, Ok(()));
+        }
+        match saved::write(path, &text) {
+            Ok(()) => (text, Ok(())),
+            Err(error) => (before, Err(error)),
+        }
+    }
+
     fn encode(&self) -> io::Result<Vec<u8>> {
         let cluster = self.read();
         let slices = cluster.slices.iter().flat_map(|(service, slices)| {
-            slices.iter().map(|(name, slice)| (service.clone(), name.clone(), slice.clone()))
+            slices.iter().map(move |(name, slice)| (service, &**name, slice))
         });
-        saved::encode(&Saved {
-            services: cluster.services.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        saved::encode(&SavedRef {
+            services: cluster.services.iter().collect(),
             slices: slices.collect(),
-            nodes: cluster.nodes.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            nodes: cluster.nodes.iter().map(|(name, node)| (&**name, node)).collect(),
         })
     }
 }
