@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Key, Object, Service, Slice};
+use crate::link::fnv1a;
 use crate::projection::{NodeObject, Projection, ServiceObject, SliceObject};
 use crate::saved;
 use crate::services::stopped;
@@ -150,7 +151,7 @@ impl Tracker {
 
     async fn save(self, path: PathBuf, mut stop: watch::Receiver<bool>) {
         let mut changes = self.changes();
-        let mut last = std::fs::read(&path).unwrap_or_default();
+        let mut last = std::fs::read(&path).map(|text| fnv1a(&text)).ok();
         loop {
             let ending = tokio::select! {
                 changed = changes.changed() => changed.is_err(),
@@ -163,17 +164,12 @@ impl Tracker {
                 }
             }
             changes.mark_unchanged();
-            let (tracker, file, before) = (self.clone(), path.clone(), last);
+            let (tracker, file) = (self.clone(), path.clone());
             // A flush can take long on flash; the thread of all other tasks doesn't wait for it.
-            let work = move || tracker.write_if_changed(&file, before);
-            match worker::run("netd-save", work).await {
-                Ok((text, Ok(()))) => last = text,
-                Ok((text, Err(error))) => {
-                    last = text;
-                    tracing::warn!(file = %path.display(), %error, "cluster state not saved");
-                }
+            let work = move || tracker.write_if_changed(&file, last);
+            match worker::run("netd-save", work).await.and_then(|written| written) {
+                Ok(hash) => last = Some(hash),
                 Err(error) => {
-                    last = Vec::new();
                     tracing::warn!(file = %path.display(), %error, "cluster state not saved");
                 }
             }
@@ -183,19 +179,14 @@ impl Tracker {
         }
     }
 
-    /// Writes the state when its text isn't `before`; returns the text that the file has.
-    fn write_if_changed(&self, path: &Path, before: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
-        let text = match self.encode() {
-            Ok(text) => text,
-            Err(error) => return (before, Err(error)),
-        };
-        if text == before {
-            return (before, Ok(()));
+    /// Writes the state when its text's hash isn't `before`; returns the hash of what the file has.
+    fn write_if_changed(&self, path: &Path, before: Option<u64>) -> io::Result<u64> {
+        let text = self.encode()?;
+        let hash = fnv1a(&text);
+        if Some(hash) != before {
+            saved::write(path, &text)?;
         }
-        match saved::write(path, &text) {
-            Ok(()) => (text, Ok(())),
-            Err(error) => (before, Err(error)),
-        }
+        Ok(hash)
     }
 
     fn encode(&self) -> io::Result<Vec<u8>> {

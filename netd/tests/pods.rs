@@ -53,6 +53,11 @@ fn pods_reach_each_other_and_leave_nothing() {
     host.sh("ip route del 10.244.1.2");
     eventually("the route is repaired", || ping(&a, b.ips[0]));
 
+    // Somebody removes a pod's link: the running pod gets it back, with its address.
+    let link = host.sh("ip -o route get 10.244.1.2 | grep -o 'flt[0-9a-f]*'");
+    host.sh(&format!("ip link del {link}"));
+    eventually("the link is repaired", || ping(&a, b.ips[0]));
+
     for uid in ["pod-a", "pod-b", "pod-c"] {
         let netd = netd.clone();
         host.run(move || async move { netd.detach(uid).await.unwrap() });
