@@ -285,6 +285,7 @@ impl Worker {
                 self.mounted = mounted;
                 self.sandbox_failures = 0;
                 self.observed.sandbox = SandboxState::Ready;
+                self.watch_adopted();
             }
             Err(message) => {
                 warn!(pod = %spec::describe(&self.pod), message, "no sandbox");
@@ -411,20 +412,26 @@ impl Worker {
         }
     }
 
-    /// Containers found running at the agent's start get their probes back.
-    pub(crate) fn watch_adopted(&mut self) {
+    /// Containers found running at the agent's start get their probes back, once there is an address to probe.
+    fn watch_adopted(&mut self) {
         let running: Vec<(String, String)> = self
             .observed
             .containers
             .iter()
             .filter_map(|(name, container)| match &container.life {
-                Life::Running { id, .. } => Some((name.clone(), id.clone())),
+                Life::Running { id, .. } if !self.is_watched(name) => {
+                    Some((name.clone(), id.clone()))
+                }
                 _ => None,
             })
             .collect();
         for (name, id) in running {
             self.watch_container(&name, &id, false);
         }
+    }
+
+    fn is_watched(&self, name: &str) -> bool {
+        self.tasks.get(name).is_some_and(|tasks| !tasks.probes.is_empty())
     }
 
     pub(crate) fn remember_signals(&mut self, found: &[ContainerState]) {

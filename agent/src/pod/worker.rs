@@ -147,7 +147,6 @@ impl Worker {
 
     /// Runs until the pod is gone from this node and from the master.
     pub(crate) async fn run(mut self) {
-        self.watch_adopted();
         loop {
             let now = Timestamp::now();
             self.notice_deadline(now);
