@@ -157,7 +157,7 @@ fn spawn_node(context: &Arc<Context>, registry: &Arc<Registry>, identity: &Ident
         device_key: identity.key.fingerprint(),
         addresses: context.addresses.clone(),
         reported,
-        lost: Arc::new(Notify::new()),
+        doubt: Arc::new(Notify::new()),
     };
     tokio::spawn(reporter.run());
 }

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -25,6 +26,10 @@ use crate::node::host::Host;
 /// Kubernetes 1.36, kubelet: lease renewal and its duration.
 const LEASE_INTERVAL: Duration = Duration::from_secs(10);
 const LEASE_DURATION_SECONDS: i32 = 40;
+/// A longer time between two renewals is a pause that the master may have noticed.
+const LEASE_PAUSE: Duration = Duration::from_secs(15);
+/// With so many renewals after a pause the Node is read again.
+const DOUBTFUL_RENEWALS: u32 = 3;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// How often the host's headroom is looked at.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -36,9 +41,7 @@ pub(crate) enum NodeError {
     Taint(#[from] status::TaintError),
     #[error("the master refused the node's registration")]
     Api(#[from] kube::Error),
-    #[error(
-        "the node name {name:?} is taken by another device; join with another --node-name, or delete the Node if that device is gone"
-    )]
+    #[error("the Node {name:?} belongs to another device; choose another --node-name or delete it")]
     Taken { name: String },
 }
 
@@ -62,8 +65,8 @@ pub(crate) struct NodeReporter {
     /// The addresses found at the start.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) reported: watch::Receiver<Reported>,
-    /// Rung when the Node turns out to be gone.
-    pub(crate) lost: Arc<Notify>,
+    /// Rung when others may have written, or deleted, the Node.
+    pub(crate) doubt: Arc<Notify>,
 }
 
 impl NodeReporter {
@@ -127,14 +130,25 @@ impl NodeReporter {
             self.client.clone(),
             self.config.node_name.clone(),
             uid.clone(),
-            self.lost.clone(),
+            self.doubt.clone(),
         ));
         let mut tick = tokio::time::interval(OBSERVE_INTERVAL);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 changed = self.reported.changed() => if changed.is_err() { break },
-                () = self.lost.notified() => break,
+                () = self.doubt.notified() => match self.nodes().get_opt(&self.config.node_name).await {
+                    Ok(Some(node)) if node.metadata.uid.as_deref() == Some(&uid) => {
+                        written = node.status.unwrap_or_default();
+                    }
+                    Ok(_) => break,
+                    Err(error) => {
+                        warn!(error = %chain(&error), "the Node was not read");
+                        tokio::time::sleep(RETRY_DELAY).await;
+                        self.doubt.notify_one();
+                        continue;
+                    }
+                },
             }
             if is_ready(&written) && !self.reported.borrow().settled {
                 continue;
@@ -225,11 +239,15 @@ fn log_ready(node: &str, before: &NodeStatus, after: &NodeStatus) {
     }
 }
 
-async fn keep_lease(client: kube::Client, node: String, node_uid: String, lost: Arc<Notify>) {
+/// Renews the lease for ever. After a pause the master may have declared the node lost, even a moment after
+/// the renewal, so the Node is looked at with some more renewals.
+async fn keep_lease(client: kube::Client, node: String, node_uid: String, doubt: Arc<Notify>) {
     let api: Api<Lease> = Api::namespaced(client, LEASE_NAMESPACE);
     let mut tick = tokio::time::interval(LEASE_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut lease_uid: Option<String> = None;
+    let mut renewed: Option<Instant> = None;
+    let mut doubts = 0;
     loop {
         tick.tick().await;
         let result = match &lease_uid {
@@ -237,12 +255,22 @@ async fn keep_lease(client: kube::Client, node: String, node_uid: String, lost: 
             None => ensure_lease(&api, &node, &node_uid).await,
         };
         match result {
-            Ok(lease) => lease_uid = lease.metadata.uid,
+            Ok(lease) => {
+                lease_uid = lease.metadata.uid;
+                if renewed.replace(Instant::now()).is_some_and(|at| at.elapsed() > LEASE_PAUSE) {
+                    doubts = DOUBTFUL_RENEWALS;
+                }
+                if doubts > 0 {
+                    doubts -= 1;
+                    doubt.notify_one();
+                }
+            }
             Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {
                 // A lease goes with its Node, so look at the Node too.
                 if lease_uid.take().is_some() {
-                    lost.notify_one();
+                    doubt.notify_one();
                 }
+                tick.reset_after(RETRY_DELAY);
             }
             Err(error) => {
                 warn!(error = %chain(&error), "the lease was not renewed");
