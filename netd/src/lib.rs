@@ -188,7 +188,6 @@ impl Netd {
             handle: handle.clone(),
             tracker: tracker.clone(),
             pods: table.subscribe(),
-            requests: self.requests.downgrade(),
             pod_cidrs,
             readiness,
         };

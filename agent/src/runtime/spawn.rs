@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -95,6 +96,7 @@ impl Spawner {
         // monitor makes it itself. Its environment is empty but for the log filter.
         let mut command = Command::new(&self.config.executable);
         command
+            .arg0("agent")
             .args(&self.config.subcommand)
             .args(self.config.monitor.to_arguments())
             .env_clear()
