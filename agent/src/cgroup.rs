@@ -148,6 +148,12 @@ pub(crate) fn ensure_pod(path: &str, limits: &Limits) -> Result<(), CgroupError>
     }
 }
 
+/// The group of all best-effort pods: together they get what others leave (Kubernetes 1.36, kubelet's
+/// QoS container manager).
+fn best_effort_class(pod: &Path) -> Option<&Path> {
+    pod.parent().filter(|class| class.ends_with("kubepods/besteffort"))
+}
+
 fn v1_roots() -> impl Iterator<Item = PathBuf> {
     V1_CONTROLLERS.iter().map(|name| Path::new(ROOT).join(name)).filter(|root| root.exists())
 }
@@ -162,6 +168,9 @@ fn ensure_v1(path: &str, limits: &Limits) -> Result<(), CgroupError> {
             make(&dir)?;
         }
         if root.ends_with("cpu") {
+            if let Some(class) = best_effort_class(&dir) {
+                set(class, "cpu.shares", Some(SHARES_MIN))?;
+            }
             set(&dir, "cpu.shares", limits.cpu_shares)?;
             set(&dir, "cpu.cfs_period_us", Some(limits.cpu_period_usec))?;
             set(&dir, "cpu.cfs_quota_us", limits.cpu_quota_usec)?;
@@ -198,6 +207,9 @@ fn ensure_v2(path: &str, limits: &Limits) -> Result<(), CgroupError> {
         make(&dir)?;
     }
     delegate(&dir)?;
+    if let Some(class) = best_effort_class(&dir) {
+        set(class, "cpu.weight", Some(weight(SHARES_MIN)))?;
+    }
     set(&dir, "cpu.weight", limits.cpu_shares.map(weight))?;
     if let Some(quota) = limits.cpu_quota_usec {
         write(&dir.join("cpu.max"), &format!("{quota} {}", limits.cpu_period_usec))?;
