@@ -5,6 +5,7 @@
 
 mod documents;
 mod paths;
+mod protobuf;
 
 use crate::body::{self, Body};
 use crate::resource::ResourceTable;
@@ -17,8 +18,13 @@ use std::sync::{Mutex, PoisonError};
 
 const V3: &str = "/openapi/v3";
 const V2: &str = "/openapi/v2";
-/// Only old clients take nothing but this.
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// How clients ask for version 2 in protobuf. kubectl does for kinds that version 3 does not know, and takes nothing else.
+const V2_PROTOBUF: [&str; 2] =
+    ["application/com.github.proto-openapi.spec.v2@v1.0+protobuf", V2_PROTOBUF_TYPE];
+/// Its type in an answer: the one with an `@` is no media type.
+const V2_PROTOBUF_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// Under which its ETag is remembered.
+const V2_PROTOBUF_KEY: &str = "/openapi/v2 protobuf";
 
 /// Answers OpenAPI's paths.
 #[derive(Debug, Default)]
@@ -37,12 +43,14 @@ impl OpenApi {
         if path == V3 {
             return Some(body::json(StatusCode::OK, &documents::v3_index(table)));
         }
-        if path == V2 && !accepts_json(&parts.headers) {
-            return Some(not_acceptable());
-        }
-        let known = self.etag(path);
+        let in_protobuf = path == V2 && !accepts_json(&parts.headers);
+        let key = if in_protobuf { V2_PROTOBUF_KEY } else { path };
+        let known = self.etag(key);
         if let Some(etag) = known.filter(|etag| has(&parts.headers, etag)) {
             return Some(finish(not_modified(), &etag));
+        }
+        if in_protobuf {
+            return Some(self.answer(key, V2_PROTOBUF_TYPE, Ok(protobuf::v2(table))));
         }
         let made = if path == V2 {
             documents::v2(table)
@@ -55,15 +63,20 @@ impl OpenApi {
                 _ => return None,
             }
         };
-        Some(self.answer(path, made))
+        Some(self.answer(path, "application/json", made))
     }
 
-    fn answer(&self, path: &str, made: Result<Vec<u8>, serde_json::Error>) -> Response<Body> {
+    fn answer(
+        &self,
+        key: &str,
+        media_type: &'static str,
+        made: Result<Vec<u8>, serde_json::Error>,
+    ) -> Response<Body> {
         match made {
             Ok(document) => {
                 let etag = crate::discovery::etag(&document);
-                self.remember(path, &etag);
-                finish(body::respond(StatusCode::OK, "application/json", document), &etag)
+                self.remember(key, &etag);
+                finish(body::respond(StatusCode::OK, media_type, document), &etag)
             }
             Err(error) => {
                 let error = ApiError::internal(format!("write OpenAPI: {error}"));
@@ -100,12 +113,8 @@ fn has(headers: &HeaderMap, etag: &str) -> bool {
 
 fn accepts_json(headers: &HeaderMap) -> bool {
     let mut ranges = values(headers, &ACCEPT).peekable();
-    ranges.peek().is_none() || ranges.any(|range| !range.starts_with(V2_PROTOBUF))
-}
-
-fn not_acceptable() -> Response<Body> {
-    let error = ApiError::not_acceptable(&["application/json"]);
-    body::json(StatusCode::NOT_ACCEPTABLE, &error.to_status())
+    ranges.peek().is_none()
+        || ranges.any(|range| !V2_PROTOBUF.iter().any(|own| range.starts_with(own)))
 }
 
 fn not_modified() -> Response<Body> {
@@ -144,7 +153,7 @@ mod tests {
         let again = ask(&api, path, ("if-none-match", &etag)).unwrap();
         assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
         assert!(ask(&api, "/openapi/v3/apis/nope/v1", ("accept", "*/*")).is_none());
-        let old = ask(&api, "/openapi/v2", ("accept", V2_PROTOBUF)).unwrap();
-        assert_eq!(old.status(), StatusCode::NOT_ACCEPTABLE);
+        let old = ask(&api, "/openapi/v2", ("accept", V2_PROTOBUF[0])).unwrap();
+        assert_eq!(old.headers()["content-type"], V2_PROTOBUF_TYPE);
     }
 }
