@@ -120,6 +120,22 @@ impl Config {
         Ok(())
     }
 
+    /// The ranges of ClusterIPs in which nothing else can be. Where the node's own address is in one, so is its network, and what no
+    /// service has there must not be rejected.
+    pub(crate) fn exclusive_service_cidrs(&self) -> Vec<IpNet> {
+        let is_shared = |cidr: &&IpNet| self.node_ips.iter().any(|ip| cidr.contains(ip));
+        self.service_cidrs.iter().filter(|cidr| !is_shared(cidr)).copied().collect()
+    }
+
+    /// Says where the node's network and the cluster's ranges overlap.
+    pub(crate) fn warn_of_overlaps(&self) {
+        for cidr in self.service_cidrs.iter().chain(&self.cluster_cidrs) {
+            for ip in self.node_ips.iter().filter(|ip| cidr.contains(*ip)) {
+                tracing::warn!(%ip, %cidr, "the node's address lies in a range of the cluster: give the cluster other ranges");
+            }
+        }
+    }
+
     /// Folder of the pinned network namespaces.
     pub fn netns_dir(&self) -> PathBuf {
         self.run_dir.join("netns")

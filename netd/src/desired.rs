@@ -91,7 +91,7 @@ pub(crate) fn plan_desired(config: &Config, cluster: &Cluster, pods: &Table) -> 
     let mut desired = Desired {
         own_cidrs: own.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         cluster_cidrs: config.cluster_cidrs.clone(),
-        service_cidrs: config.service_cidrs.clone(),
+        service_cidrs: config.exclusive_service_cidrs(),
         ..Desired::default()
     };
     add_dns(&mut desired, config);

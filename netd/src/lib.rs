@@ -131,6 +131,7 @@ impl Netd {
     /// Starts from the saved state, then follows the cluster: rules, routes and DNS go on in the background.
     pub async fn start(config: Config, client: kube::Client) -> Result<Netd, StartError> {
         config.check()?;
+        config.warn_of_overlaps();
         let state = |path: PathBuf| move |source| StartError::State { path, source };
         std::fs::create_dir_all(&config.state_dir).map_err(state(config.state_dir.clone()))?;
         let tracker = Tracker::load(&config.state_dir).map_err(state(config.state_dir.clone()))?;
