@@ -176,30 +176,34 @@ impl Netd {
         tracker: Tracker,
         (table, inbox, readiness): NodeChannels,
     ) -> Result<(), StartError> {
-        let kernel = |source: std::io::Error| StartError::Kernel {
-            what: "opening a netlink socket",
-            source: source.into(),
-        };
-        let (connection, handle, _) =
-            rtnetlink::new_connection_with_strict_check().map_err(kernel)?;
-        self.tasks.spawn(connection);
         let (pod_cidrs, pod_cidr_changes) = watch::channel(Vec::new());
         let network = Network {
             config: config.clone(),
-            handle: handle.clone(),
+            handle: self.netlink()?,
             tracker: tracker.clone(),
             pods: table.subscribe(),
             pod_cidrs,
             readiness,
         };
         self.tasks.spawn(network.run());
-        let pods = Pods::new(config.clone(), handle, table, pod_cidr_changes);
+        let pods = Pods::new(config.clone(), self.netlink()?, table, pod_cidr_changes);
         self.tasks.spawn(pods.run(inbox));
         self.finishing.spawn(accepts::run(config.clone(), self.stop.subscribe()));
         if !config.cluster_dns.is_empty() {
             self.tasks.spawn(dns::server::run(config, tracker));
         }
         Ok(())
+    }
+
+    /// A netlink socket. Each task has one of its own: the kernel refuses a second dump on a socket while one is under way.
+    fn netlink(&mut self) -> Result<rtnetlink::Handle, StartError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection_with_strict_check().map_err(|source| StartError::Kernel {
+                what: "opening a netlink socket",
+                source: source.into(),
+            })?;
+        self.tasks.spawn(connection);
+        Ok(handle)
     }
 
     /// Gives a pod its namespace, link and addresses; for a UID that has them, says which they are.

@@ -53,7 +53,7 @@ fn master(lab: &Lab) -> Result<Memory> {
 fn node(lab: &Lab) -> Result<Memory> {
     let host = lab.host("node1")?;
     let mut pids = host.pids(&["agent run"])?;
-    pids.extend(host.pids(&["agent monitor"])?);
+    pids.extend(host.pids(&[" monitor --run-dir"])?);
     ensure!(pids.len() >= 2, "agent and monitor do not run");
     Memory::of(&pids)
 }
