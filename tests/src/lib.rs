@@ -10,6 +10,7 @@
 pub mod bench;
 pub mod fixture;
 pub mod lab;
+pub mod load;
 pub mod scenario;
 pub mod shell;
 pub mod vm;

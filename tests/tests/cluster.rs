@@ -3,12 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::load::Requests;
 use tests::scenario::{Scenario, Tally, Verdict};
 use tests::shell::wait_for;
 
@@ -194,41 +192,28 @@ fn scale(f: &Fixture) -> Result<Verdict> {
     passed()
 }
 
-/// Requests to the node port, back to back, until told to stop; how many went well, and what did not.
-fn load(url: String, stop: Arc<AtomicBool>) -> (usize, Vec<String>) {
-    let (mut good, mut bad) = (0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
-        match tests::shell::run(&["curl", "-sS", "--fail", "--max-time", "5", &url]) {
-            Ok(_) => good += 1,
-            Err(error) => bad.push(format!("{error:#}")),
-        }
-    }
-    (good, bad)
-}
-
 fn rolling_update(f: &Fixture) -> Result<Verdict> {
     let ip = cluster_ip(f)?;
-    let path = "jsonpath={.spec.ports[0].nodePort}";
-    let port = f.kubectl(&["get", "svc", "web", "-n", NS, "-o", path])?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let url = format!("http://{}:{port}/env?REVISION", f.lab.host("node2")?.ip);
-    let worker = thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || load(url, stop)
-    });
+    let load = Requests::start(f, (NS, "web"), "node2")?;
     let outcome = apply_in(f, &web("web", 6, "two")).and_then(|()| {
         f.kubectl(&["rollout", "status", "-n", NS, "deployment/web", "--timeout=120s"])
     });
-    stop.store(true, Ordering::Relaxed);
-    let (good, bad) = worker.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
-    outcome?;
-    ensure!(bad.is_empty(), "{} of {} requests failed: {:?}", bad.len(), good + bad.len(), &bad[0]);
-    ensure!(good > 20, "only {good} requests were made");
-    let pods = f.wait_ready(NS, "app=web", 6)?;
+    let settled = outcome.and_then(|_| {
+        wait_for("the old pods to go", CONVERGE, || {
+            let all = f.get(&["pods", "-n", NS, "-l", "app=web"])?;
+            let count = all["items"].as_array().map_or(0, Vec::len);
+            ensure!(count == 6, "{count} pods");
+            Ok(())
+        })?;
+        f.wait_ready(NS, "app=web", 6)
+    });
+    let requests = load.finish()?;
+    let pods = settled?;
+    requests.judge(100)?;
     let from = text(&pods[0], "/metadata/name");
     let answer = f.exec(NS, from, &["testserver", "get", &format!("http://{ip}/env?REVISION")])?;
     ensure!(answer.trim() == "two", "{answer:?}");
-    println!("         {good} requests during the update, none failed");
+    println!("         {} requests during the update, none failed", requests.good);
     passed()
 }
 

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::load::{Outcome, Requests};
 use tests::scenario::{Scenario, Tally, Verdict};
 use tests::shell::wait_for;
 
@@ -80,30 +81,15 @@ fn servers(f: &Fixture) -> Result<BTreeMap<String, Vec<u32>>> {
 struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<String>>>,
-    failed_requests: Arc<Mutex<Vec<String>>>,
-    workers: Vec<JoinHandle<()>>,
+    requests: Requests,
+    writes: JoinHandle<()>,
 }
 
 impl Load {
     fn start(f: &Fixture, prefix: &str, node: &str) -> Result<Load> {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
-        let failed_requests = Arc::new(Mutex::new(Vec::new()));
-        let path = "jsonpath={.spec.ports[0].nodePort}";
-        let port = f.kubectl(&["get", "svc", "web", "-n", NS, "-o", path])?;
-        let url = format!("http://{}:{port}/hostname", f.lab.host(node)?.ip);
-        let requests = thread::spawn({
-            let (stop, failed) = (Arc::clone(&stop), Arc::clone(&failed_requests));
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer =
-                        tests::shell::run(&["curl", "-sS", "--fail", "--max-time", "5", &url]);
-                    if let (Err(error), Ok(mut failed)) = (answer, failed.lock()) {
-                        failed.push(format!("{error:#}"));
-                    }
-                }
-            }
-        });
+        let requests = Requests::start(f, (NS, "web"), node)?;
         let writes = thread::spawn({
             let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
             let (lab, prefix) = (f.lab.clone(), prefix.to_owned());
@@ -121,19 +107,15 @@ impl Load {
                 }
             }
         });
-        Ok(Load { stop, acknowledged, failed_requests, workers: vec![requests, writes] })
+        Ok(Load { stop, acknowledged, requests, writes })
     }
 
-    /// Names of acknowledged objects, and what requests failed.
-    fn finish(self) -> Result<(Vec<String>, Vec<String>)> {
+    /// Names of acknowledged objects, and how the requests went.
+    fn finish(self) -> Result<(Vec<String>, Outcome)> {
         self.stop.store(true, Ordering::Relaxed);
-        for worker in self.workers {
-            worker.join().map_err(|_| anyhow!("the load panicked"))?;
-        }
-        let take = |list: Arc<Mutex<Vec<String>>>| -> Result<Vec<String>> {
-            Ok(std::mem::take(&mut *list.lock().map_err(|_| anyhow!("poisoned"))?))
-        };
-        Ok((take(self.acknowledged)?, take(self.failed_requests)?))
+        self.writes.join().map_err(|_| anyhow!("the load panicked"))?;
+        let mut names = self.acknowledged.lock().map_err(|_| anyhow!("poisoned"))?;
+        Ok((std::mem::take(&mut *names), self.requests.finish()?))
     }
 }
 
@@ -159,8 +141,14 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
     f.wait_ready(NS, "app=web", 7)?;
     f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=6"])?;
     f.wait_ready(NS, "app=web", 6)?;
-    let (acknowledged, failed) = load.finish()?;
-    ensure!(failed.is_empty(), "{} requests failed: {}", failed.len(), failed[0]);
+    wait_for("scaled-down servers to go", CONVERGE, || {
+        let after = servers(f)?;
+        let count: usize = after.values().map(Vec::len).sum();
+        ensure!(count == 6, "{after:?}");
+        Ok(())
+    })?;
+    let (acknowledged, requests) = load.finish()?;
+    requests.judge(100)?;
     let list = f.get(&["cm", "-n", NS])?;
     let names: Vec<&str> = list["items"]
         .as_array()
@@ -171,7 +159,8 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
     for name in &acknowledged {
         ensure!(names.contains(&name.as_str()), "{name} was acknowledged and is lost");
     }
-    println!("         {} acknowledged writes, all there", acknowledged.len());
+    let (writes, good) = (acknowledged.len(), requests.good);
+    println!("         {writes} acknowledged writes, all there; {good} requests, none failed");
     let pods = f.wait_ready(NS, "app=web", 6)?;
     let restarted: Vec<&str> = pods
         .iter()
@@ -179,12 +168,6 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
         .map(|pod| text(pod, "/metadata/name"))
         .collect();
     ensure!(restarted.is_empty(), "restarted: {restarted:?}");
-    wait_for("scaled-down servers to go", CONVERGE, || {
-        let after = servers(f)?;
-        let count: usize = after.values().map(Vec::len).sum();
-        ensure!(count == 6, "{after:?}");
-        Ok(())
-    })?;
     // One may have been the seventh's victim; the others must be the same processes.
     let after = servers(f)?;
     let kept: usize = before
@@ -284,6 +267,13 @@ fn cold_boot(f: &Fixture) -> Result<Verdict> {
     for node in &f.lab.nodes {
         wait_for(&format!("{node} to be Ready"), CONVERGE, || f.lab.node_ready(node))?;
     }
-    f.wait_ready(NS, "app=web", 6)?;
+    wait_for("the restarts of node2 to be told, and no other", CONVERGE, || {
+        for pod in f.wait_ready(NS, "app=web", 6)? {
+            let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_i64();
+            let expected = i64::from(text(&pod, "/spec/nodeName") == "node2");
+            ensure!(restarts == Some(expected), "{}: {restarts:?}", text(&pod, "/metadata/name"));
+        }
+        Ok(())
+    })?;
     Ok(Verdict::Passed)
 }

@@ -20,6 +20,12 @@ impl Addresses {
         Ipv4Addr::new(198, 18, self.id, position)
     }
 
+    /// Hardware address of the host at `position`.
+    #[must_use]
+    pub fn mac(self, position: u8) -> String {
+        format!("02:00:c6:12:{:02x}:{position:02x}", self.id)
+    }
+
     /// Name of the network namespace of a host.
     #[must_use]
     pub fn netns(self, host: &str) -> String {

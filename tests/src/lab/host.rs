@@ -114,7 +114,9 @@ impl Host {
         run(&["ip", "-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", &peer])?;
         run(&["ip", "-n", &switch, "link", "set", &peer, "netns", &netns])?;
         run(&["ip", "-n", &switch, "link", "set", &port, "master", "br0", "up"])?;
-        run(&["ip", "-n", &netns, "link", "set", &peer, "name", "eth0"])?;
+        // As a machine keeps its card: its neighbours need not learn another address.
+        let mac = self.addresses.mac(self.position);
+        run(&["ip", "-n", &netns, "link", "set", &peer, "name", "eth0", "address", &mac])?;
         run(&["ip", "-n", &netns, "link", "set", "lo", "up"])?;
         run(&["ip", "-n", &netns, "addr", "add", &cidr, "dev", "eth0"])?;
         run(&["ip", "-n", &netns, "link", "set", "eth0", "up"])?;
