@@ -14,13 +14,20 @@ as_root() {
     command -v sudo >/dev/null || fail "not root, and no sudo here" "run it as root"
     say "this needs root: going through sudo"
     exec sudo env "PATH=$PATH" "CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}" "RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}" \
-        "CARGO_TARGET_DIR=$(target_dir)" "CI=${CI:-}" "$@"
+        "CARGO_TARGET_DIR=$(target_dir)" "CI=${CI:-}" "FLOTILLA_BIN_DIR=${FLOTILLA_BIN_DIR:-}" "$@"
 }
 
 target_dir() { echo "${CARGO_TARGET_DIR:-${here:?}/target}"; }
 
 # Cargo's folder for a profile.
 profile_dir() { [ "$1" = dev ] && echo debug || echo "$1"; }
+
+# The address of this machine that others reach it by.
+own_address() {
+    local address
+    address=$(ip -o route get 203.0.113.1 2>/dev/null | sed -n 's/.* src \([^ ]*\).*/\1/p')
+    echo "${address:-$(hostname)}"
+}
 
 packages_of() {
     case $1 in

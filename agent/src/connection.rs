@@ -88,9 +88,11 @@ impl Link {
         self.live.borrow().is_some()
     }
 
-    /// The address toward the master, when connected.
+    /// The address toward the master, when connected; with the master on this host, the address
+    /// toward everybody else.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
-        self.live.borrow().as_ref().map(|live| live.local.ip())
+        let ip = self.live.borrow().as_ref().map(|live| live.local.ip())?;
+        Some(if ip.is_loopback() { outward_ip().unwrap_or(ip) } else { ip })
     }
 
     /// Dials for ever; ends with the task that runs it.
@@ -167,6 +169,17 @@ async fn drive(mut connection: Connection, offer: watch::Sender<bool>) -> hyper:
 }
 
 type Dialled = (Live, Connection, watch::Sender<bool>);
+
+/// The address that the default route gives; a datagram socket that is connected sends nothing.
+fn outward_ip() -> Option<IpAddr> {
+    let outward = |own: &str, other: &str| {
+        let socket = std::net::UdpSocket::bind(own).ok()?;
+        socket.connect(other).ok()?;
+        socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+    };
+    // Addresses kept for documentation: nobody's.
+    outward("0.0.0.0:0", "203.0.113.1:9").or_else(|| outward("[::]:0", "[2001:db8::1]:9"))
+}
 
 async fn dial(server: &str, identity: &Identity) -> Result<Dialled, LinkError> {
     let timeout = || LinkError::Timeout(server.to_owned());

@@ -182,6 +182,7 @@ impl Netd {
             handle: self.netlink()?,
             tracker: tracker.clone(),
             pods: table.subscribe(),
+            requests: self.requests.downgrade(),
             pod_cidrs,
             readiness,
         };

@@ -101,10 +101,12 @@ fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Makes namespace and link. The pod's end comes up last: an end that comes up beside one that is up can send at once, the
+/// Makes a pod's link, and its namespace where there is none yet. The pod's end comes up last: an end that comes up beside one that is up can send at once, the
 /// other one can when the kernel's worker has seen the carrier, which `await_carrier` waits for where it can be seen.
 pub(crate) async fn create(handle: &Handle, pin: &Path, link: &PodLink) -> Result<(), LinkError> {
-    netns::create(pin).await?;
+    if !netns::is_pinned(pin) {
+        netns::create(pin).await?;
+    }
     let namespace = File::open(pin)?;
     let peer = LinkUnspec::new_with_name(POD_LINK)
         .setns_by_fd(namespace.as_raw_fd())

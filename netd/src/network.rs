@@ -12,7 +12,7 @@ use futures::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::link::{self, LinkError};
 use crate::overlay::{self, Overlay};
@@ -55,6 +55,7 @@ pub(crate) struct Network {
     pub(crate) handle: Handle,
     pub(crate) tracker: Tracker,
     pub(crate) pods: watch::Receiver<Table>,
+    pub(crate) requests: mpsc::WeakSender<pods::Request>,
     pub(crate) pod_cidrs: watch::Sender<Vec<IpNet>>,
     pub(crate) readiness: watch::Sender<Readiness>,
 }
@@ -181,14 +182,24 @@ impl Network {
     async fn pod_routes(&self) -> Result<BTreeSet<Route>, NetworkError> {
         let links = link::list_ours(&self.handle).await.map_err(kernel("listing links"))?;
         let table = self.pods.borrow();
-        Ok(table
-            .values()
-            .filter_map(|record| {
-                let (_, index) = links.iter().find(|(name, _)| *name == record.link)?;
-                Some(pods::routes(record, *index))
-            })
-            .flatten()
-            .collect())
+        let mut routes = BTreeSet::new();
+        for (uid, record) in table.iter() {
+            match links.iter().find(|(name, _)| *name == record.link) {
+                Some((_, index)) => routes.extend(pods::routes(record, *index)),
+                None => self.repair(uid),
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Asks for a pod's link: harmless when its attachment is just being made.
+    fn repair(&self, uid: &str) {
+        let request = pods::Request::Repair(uid.to_owned());
+        if let Some(requests) = self.requests.upgrade()
+            && let Err(error) = requests.try_send(request)
+        {
+            tracing::debug!(uid, %error, "repair of a link not asked for");
+        }
     }
 
     async fn apply_overlay(

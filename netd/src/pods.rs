@@ -46,6 +46,8 @@ pub(crate) type Table = BTreeMap<String, Record>;
 pub(crate) enum Request {
     Attach(PodAttachment, oneshot::Sender<Result<PodNetwork, AttachError>>),
     Detach(String, oneshot::Sender<Result<(), DetachError>>),
+    /// Somebody removed the link of a pod.
+    Repair(String),
 }
 
 /// The task's state.
@@ -111,6 +113,7 @@ impl Pods {
                             tracing::debug!(uid, "nobody waits for this attachment");
                         }
                     }
+                    Some(Request::Repair(uid)) => self.repair(&uid).await,
                     Some(Request::Detach(uid, answer)) => {
                         let result = self.detach(&uid).await;
                         sweep_at = Some(Instant::now() + SWEEP_DELAY);
@@ -207,8 +210,11 @@ impl Pods {
             if let Some(index) = index {
                 link::delete(&self.handle, index).await.map_err(failed("removing a stale link"))?;
             }
-            netns::unpin(pin)
-                .map_err(|source| AttachError::State { path: pin.to_owned(), source })?;
+            if !netns::is_pinned(pin) {
+                // A file without a namespace, from before a reboot.
+                netns::unpin(pin)
+                    .map_err(|source| AttachError::State { path: pin.to_owned(), source })?;
+            }
             let uplink = route::observe_uplink(&self.handle, &self.config.node_ips)
                 .await
                 .map_err(failed("looking for the node's own link"))?;
@@ -238,6 +244,24 @@ impl Pods {
                 .map_err(failed("setting the routes"))?;
         }
         Ok(())
+    }
+
+    /// Gives a running pod its link back, in the namespace that its containers are in.
+    async fn repair(&mut self, uid: &str) {
+        let Some(record) = self.table.borrow().get(uid).cloned() else { return };
+        let pin = self.pin(uid);
+        // An attachment that was under way has made it meanwhile.
+        let is_there = matches!(link::index(&self.handle, &record.link).await, Ok(Some(_)));
+        if is_there || !netns::is_pinned(&pin) {
+            return;
+        }
+        match self.ensure_link(&pin, &record).await {
+            Ok(()) => tracing::warn!(uid, pod = record.name, "the pod's link was gone; made anew"),
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(uid, pod = record.name, error, "the pod's link is gone");
+            }
+        }
     }
 
     async fn undo(&mut self, uid: &str) {

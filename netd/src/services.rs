@@ -83,10 +83,14 @@ impl Services {
             cluster.mark_unchanged();
             self.pods.mark_unchanged();
             let ports = host_ports(&self.pods.borrow());
-            let desired = plan_desired(&self.config, &self.tracker.read(), &ports);
             let mut wait = None;
-            let (before, table) = (applied.take(), self.config.table.clone());
-            match blocking(move || pass(before, desired, &table)).await.and_then(|result| result) {
+            let (before, known) = (applied.take(), ports.clone());
+            let (config, tracker) = (self.config.clone(), self.tracker.clone());
+            let work = move || {
+                let desired = plan_desired(&config, &tracker.read(), &known);
+                pass(before, desired, &config.table)
+            };
+            match blocking(work).await.and_then(|result| result) {
                 Ok(now) => {
                     applied = Some(now);
                     retry = RETRY_FIRST;

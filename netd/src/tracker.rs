@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Key, Object, Service, Slice};
+use crate::link::fnv1a;
 use crate::projection::{NodeObject, Projection, ServiceObject, SliceObject};
 use crate::saved;
 use crate::services::stopped;
 use crate::topology::NodeView;
+use crate::worker;
 
 /// Between a change and its being saved, and so between two writes: flash wears out.
 const SAVE_DELAY: Duration = Duration::from_secs(10);
@@ -37,11 +39,19 @@ pub(crate) struct Tracker {
 const KINDS: u32 = 3;
 
 /// The file's form: lists, since JSON has no maps by namespace and name.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Deserialize)]
 struct Saved {
     services: Vec<(Key, Service)>,
     slices: Vec<(Key, Box<str>, Slice)>,
     nodes: Vec<(Box<str>, NodeView)>,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+struct SavedRef<'a> {
+    services: Vec<(&'a Key, &'a Service)>,
+    slices: Vec<(&'a Key, &'a str, &'a Slice)>,
+    nodes: Vec<(&'a str, &'a NodeView)>,
 }
 
 impl Tracker {
@@ -141,7 +151,7 @@ impl Tracker {
 
     async fn save(self, path: PathBuf, mut stop: watch::Receiver<bool>) {
         let mut changes = self.changes();
-        let mut last = std::fs::read(&path).unwrap_or_default();
+        let mut last = std::fs::read(&path).map(|text| fnv1a(&text)).ok();
         loop {
             let ending = tokio::select! {
                 changed = changes.changed() => changed.is_err(),
@@ -154,15 +164,14 @@ impl Tracker {
                 }
             }
             changes.mark_unchanged();
-            match self.encode() {
-                Ok(text) if text == last => {}
-                Ok(text) => match saved::write(&path, &text) {
-                    Ok(()) => last = text,
-                    Err(error) => {
-                        tracing::warn!(file = %path.display(), %error, "cluster state not saved");
-                    }
-                },
-                Err(error) => tracing::warn!(%error, "cluster state not encoded"),
+            let (tracker, file) = (self.clone(), path.clone());
+            // A flush can take long on flash; the thread of all other tasks doesn't wait for it.
+            let work = move || tracker.write_if_changed(&file, last);
+            match worker::run("netd-save", work).await.and_then(|written| written) {
+                Ok(hash) => last = Some(hash),
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), %error, "cluster state not saved");
+                }
             }
             if ending {
                 return;
@@ -170,15 +179,25 @@ impl Tracker {
         }
     }
 
+    /// Writes the state when its text's hash isn't `before`; returns the hash of what the file has.
+    fn write_if_changed(&self, path: &Path, before: Option<u64>) -> io::Result<u64> {
+        let text = self.encode()?;
+        let hash = fnv1a(&text);
+        if Some(hash) != before {
+            saved::write(path, &text)?;
+        }
+        Ok(hash)
+    }
+
     fn encode(&self) -> io::Result<Vec<u8>> {
         let cluster = self.read();
         let slices = cluster.slices.iter().flat_map(|(service, slices)| {
-            slices.iter().map(|(name, slice)| (service.clone(), name.clone(), slice.clone()))
+            slices.iter().map(move |(name, slice)| (service, &**name, slice))
         });
-        saved::encode(&Saved {
-            services: cluster.services.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        saved::encode(&SavedRef {
+            services: cluster.services.iter().collect(),
             slices: slices.collect(),
-            nodes: cluster.nodes.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            nodes: cluster.nodes.iter().map(|(name, node)| (&**name, node)).collect(),
         })
     }
 }

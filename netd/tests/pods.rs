@@ -53,6 +53,11 @@ fn pods_reach_each_other_and_leave_nothing() {
     host.sh("ip route del 10.244.1.2");
     eventually("the route is repaired", || ping(&a, b.ips[0]));
 
+    // Somebody removes a pod's link: the running pod gets it back, with its address.
+    let link = host.sh("ip -o route get 10.244.1.2 | grep -o 'flt[0-9a-f]*'");
+    host.sh(&format!("ip link del {link}"));
+    eventually("the link is repaired", || ping(&a, b.ips[0]));
+
     for uid in ["pod-a", "pod-b", "pod-c"] {
         let netd = netd.clone();
         host.run(move || async move { netd.detach(uid).await.unwrap() });
@@ -111,6 +116,10 @@ fn nodes_on_a_segment_directly_others_through_the_overlay() {
     assert!(ok, "host to a pod behind the overlay: {output}");
     let (ok, output) = sh_in(&pods[0].netns, "busybox ping -c1 -W1 -s 1422 10.244.3.1");
     assert!(ok, "a full packet of the overlay's MTU passes: {output}");
+
+    // Full segments of the pods' own MTU don't fit the overlay: the path's is found out.
+    let arrived = lab::transfer(&pods[0].netns, &pods[2].netns, "10.244.3.1:9000", 1 << 20);
+    assert_eq!(arrived, 1 << 20);
 
     // The host itself, too, reaches a service whose endpoint is behind the overlay.
     api.apply("services", lab::service("10.96.0.80", &serde_json::json!({})));

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a test reports")]
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tests::fixture::{CONVERGE, Fixture, obstacle};
@@ -10,9 +10,14 @@ use tests::lab::Host;
 use tests::scenario::{Scenario, Tally, Verdict};
 use tests::shell::{Output, capture, wait_for};
 
+/// One command from a token to a Ready node; a third of it is usual where nothing else runs.
+const JOIN_MAX: Duration = Duration::from_secs(9);
+
 const SCENARIOS: &[Scenario<Fixture>] = &[
     ("a node joins and is Ready", joins),
     ("joining again with the same device is fine", joins_again),
+    ("one command joins, without systemd", joins_alone),
+    ("one command joins again", joins_alone_again),
     ("a wrong secret", wrong_secret),
     ("a wrong fingerprint", wrong_fingerprint),
     ("an expired token", expired),
@@ -58,8 +63,17 @@ fn leave(f: &Fixture, host: &Host) -> Result<String> {
 }
 
 fn attempt(f: &Fixture, host: &Host, server: &str, token: &str) -> Result<Output> {
+    attempt_with(f, host, (server, token), &["--no-service"])
+}
+
+fn attempt_with(
+    f: &Fixture,
+    host: &Host,
+    (server, token): (&str, &str),
+    arguments: &[&str],
+) -> Result<Output> {
     let mut command = host.command(f.lab.bin_dir.join("agent"))?;
-    command.args(["join", server, "--token", token, "--no-service", "--node-name", "node2"]);
+    command.args(["join", server, "--token", token, "--node-name", "node2"]).args(arguments);
     command.args(["--node-ip", &host.ip.to_string()]);
     command.args(["--cgroup-parent", &f.lab.addresses().cgroup("node2")]);
     capture(&mut command)
@@ -105,6 +119,60 @@ fn joins_again(f: &Fixture) -> Result<Verdict> {
     })?;
     f.lab.start_agent("node2")?;
     wait_for("Ready", CONVERGE, || f.lab.node_ready("node2"))?;
+    Ok(Verdict::Passed)
+}
+
+/// The agent that the pid file names, as the host sees it, and its command line.
+fn running_agent(host: &Host) -> Result<(String, String)> {
+    let pid = host.run(&["cat", "/run/flotilla/agent.pid"])?.trim().to_owned();
+    let line = host.run(&["cat", &format!("/proc/{pid}/cmdline")])?;
+    ensure!(line.contains("agent\0run\0"), "process {pid} is {line:?}");
+    Ok((pid, line))
+}
+
+fn one_command(f: &Fixture, host: &Host) -> Result<String> {
+    let token = f.lab.token(&[])?;
+    let start = Instant::now();
+    let told = attempt_with(f, host, (&f.lab.server(), &token), &[])?.success()?;
+    let took = start.elapsed();
+    println!("         joined and Ready after {took:.2?}");
+    f.lab.node_ready("node2")?;
+    ensure!(took < JOIN_MAX, "{told}");
+    for word in ["signed", "no systemd", "agent.log", "Ready after"] {
+        ensure!(told.contains(word), "no {word:?} in {told:?}");
+    }
+    Ok(told)
+}
+
+fn joins_alone(f: &Fixture) -> Result<Verdict> {
+    let host = fresh(f)?;
+    wait_for("the old Node to go", CONVERGE, || {
+        f.kubectl_fails(&["get", "node", "node2"]).map(drop)
+    })?;
+    one_command(f, &host)?;
+    let (pid, _) = running_agent(&host)?;
+    let session = host.run(&["ps", "-o", "sid=", "-p", &pid])?;
+    ensure!(session.trim() == pid, "the agent is in the session {session} of its starter");
+    let log = host.run(&["cat", "/run/flotilla/agent.log"])?;
+    ensure!(log.contains("the agent runs"), "{log:?}");
+    Ok(Verdict::Passed)
+}
+
+/// Renews the identity, takes the place of the running agent, and leaves one agent and one monitor.
+fn joins_alone_again(f: &Fixture) -> Result<Verdict> {
+    let host = f.lab.host("node2")?;
+    let (before, _) = running_agent(&host)?;
+    one_command(f, &host)?;
+    let (after, _) = running_agent(&host)?;
+    ensure!(before != after, "the agent was not restarted");
+    for role in ["agent run", "monitor --run-dir"] {
+        let pids = host.pids(&[role])?;
+        ensure!(pids.len() == 1, "{role:?}: {pids:?}");
+    }
+    leave(f, &host)?;
+    let left =
+        host.run(&["sh", "-c", "ls -d /run/flotilla /var/lib/flotilla 2>/dev/null; ps -eo args"])?;
+    ensure!(!left.contains("flotilla\n") && !left.contains("agent"), "{left}");
     Ok(Verdict::Passed)
 }
 

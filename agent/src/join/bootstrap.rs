@@ -30,7 +30,7 @@ const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
     #[error(
-        "no master answers at {server} ({why}); check the address, that `controlplane run` is running there, and that no firewall is in between"
+        "cannot reach the master at {server} ({why}); check the address, that `controlplane run` is running there, and that no firewall is in between"
     )]
     NoMaster { server: String, why: String },
     #[error(
@@ -38,7 +38,7 @@ pub(crate) enum JoinError {
     )]
     NotAMaster { server: String, why: String },
     #[error(
-        "the master at {server} has another identity than the token says: its CA is {found}, the token was made for {expected}; check the address, or make a new token on this master with `controlplane token create`. If both are right, somebody may be in between: don't join"
+        "the master at {server} is not the one the token was made for: the fingerprint of its CA is {found}, the token's {expected}; check the address, or make a new token on this master with `controlplane token create`. If both are right, somebody may be in between: don't join"
     )]
     Fingerprint { server: String, found: String, expected: String },
     #[error(
@@ -239,30 +239,40 @@ impl Master {
         Err(JoinError::NotSigned)
     }
 
-    /// The Node's `Ready` condition as the master has it, asked with the node's own certificate.
-    pub(crate) fn node_ready(
-        &self,
-        node_pem: &str,
-        key: &DeviceKey,
-        node_name: &str,
-    ) -> Result<Option<(bool, String)>, JoinError> {
+    /// The master as the node's own certificate sees it.
+    pub(crate) fn as_node(&self, node_pem: &str, key: &DeviceKey) -> Result<Master, JoinError> {
         let tls = TlsConfig::builder()
             .root_certs(self.roots()?)
             .client_cert(Some(key.client_certificate(node_pem)?))
             .unversioned_rustls_crypto_provider(provider())
             .build();
-        let url = format!("{}/api/v1/nodes/{node_name}", self.server);
-        let answer = take(agent(tls).get(url).call()).map_err(|error| self.failed(&error))?;
-        if answer.status == 404 {
-            return Ok(None);
-        }
-        let node = parse(&answer)?;
-        let conditions = node["status"]["conditions"].as_array();
+        let (server, ca_pem) = (self.server.clone(), self.ca_pem.clone());
+        Ok(Master { server, agent: agent(tls), ca_pem })
+    }
+
+    fn get(&self, path: &str) -> Result<Option<Value>, JoinError> {
+        let asked = self.agent.get(format!("{}{path}", self.server)).call();
+        let answer = take(asked).map_err(|error| self.failed(&error))?;
+        if answer.status == 404 { Ok(None) } else { parse(&answer).map(Some) }
+    }
+
+    /// The Node's `Ready` condition as the master has it.
+    pub(crate) fn node_ready(&self, name: &str) -> Result<Option<(bool, String)>, JoinError> {
+        let node = self.get(&format!("/api/v1/nodes/{name}"))?;
+        let conditions = node.as_ref().and_then(|node| node["status"]["conditions"].as_array());
         let ready = conditions.into_iter().flatten().find(|c| c["type"] == "Ready");
         Ok(ready.map(|condition| {
             let message = condition["message"].as_str().unwrap_or_default();
             (condition["status"] == "True", message.to_owned())
         }))
+    }
+
+    /// When the node's lease was renewed last.
+    pub(crate) fn lease_renewed(&self, name: &str) -> Result<Option<SystemTime>, JoinError> {
+        let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
+        let lease = self.get(&path)?;
+        let time = lease.as_ref().and_then(|lease| lease["spec"]["renewTime"].as_str());
+        Ok(time.and_then(|time| time.parse::<jiff::Timestamp>().ok()).map(SystemTime::from))
     }
 
     fn roots(&self) -> Result<RootCerts, JoinError> {

@@ -16,6 +16,7 @@ use crate::cli::{JoinArgs, say};
 use crate::config::Config;
 use crate::identity::{DeviceKey, Identity};
 use crate::join::bootstrap::{Master, complete_server};
+use crate::join::service::Started;
 use crate::join::token::Token;
 use crate::node::status::parse_taint;
 
@@ -49,14 +50,10 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
         say(&format!("Joined. Nothing was started; run: agent run --config {path}"));
         return Ok(());
     }
-    say(&format!("  {}", service::start(&config, &config_path)?));
-    let logs = if service::has_systemd() {
-        format!("journalctl -u {}", service::UNIT)
-    } else {
-        service::log_file(&config).display().to_string()
-    };
-    await_ready(&master, (&certificate, &key), name)
-        .with_context(|| format!("the agent's log may say more: {logs}"))?;
+    let mut started = service::start(&config, &config_path)?;
+    say(&format!("  started {}; its log: {}", started.what, started.logs));
+    await_ready(&master.as_node(&certificate, &key)?, name, &mut started)
+        .with_context(|| format!("the agent's log may say more: {}", started.logs))?;
     say(&format!("Node {name:?} is Ready after {:.1} s", begun.elapsed().as_secs_f64()));
     Ok(())
 }
@@ -155,20 +152,27 @@ fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
     }
 }
 
-fn await_ready(
-    master: &Master,
-    (certificate, key): (&str, &DeviceKey),
-    name: &str,
-) -> anyhow::Result<()> {
+/// Ready counts when this agent says so: an earlier one's word stands until its lease runs out.
+fn await_ready(master: &Master, name: &str, started: &mut Started) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY_DEADLINE;
     let mut said = String::new();
     loop {
-        let state = match master.node_ready(certificate, key, name) {
-            Ok(Some((true, _))) => return Ok(()),
-            Ok(Some((false, message))) => format!("not Ready yet: {message}"),
-            Ok(None) => "not registered yet".to_owned(),
+        let asked = master.node_ready(name).and_then(|ready| match ready {
+            Some((true, _)) => Ok((ready, master.lease_renewed(name)?)),
+            _ => Ok((ready, None)),
+        });
+        let state = match asked {
+            Ok((Some((true, _)), renewed)) if renewed.is_some_and(|at| at >= started.at) => {
+                return Ok(());
+            }
+            Ok((Some((true, _)), _)) => "the agent is starting".to_owned(),
+            Ok((Some((false, message)), _)) => format!("not Ready yet: {message}"),
+            Ok((None, _)) => "not registered yet".to_owned(),
             Err(error) => error.to_string(),
         };
+        if let Some(ended) = started.ended()? {
+            bail!("the agent ended with {ended}");
+        }
         if Instant::now() > deadline {
             bail!("node {name:?} is not Ready after {} s: {state}", READY_DEADLINE.as_secs());
         }

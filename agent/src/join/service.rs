@@ -1,10 +1,9 @@
 //! Keeping the agent running: a systemd unit where there is systemd, a detached process with a pid
 //! file and a log elsewhere. It starts and stops what it installed, nothing else.
 
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 
@@ -62,30 +61,47 @@ pub(crate) fn log_file(config: &Config) -> PathBuf {
     config.run_dir.join("agent.log")
 }
 
-/// Installs and (re)starts the agent; says how it was done.
-pub(crate) fn start(config: &Config, config_path: &Path) -> anyhow::Result<String> {
+/// An agent that was started.
+pub(crate) struct Started {
+    pub(crate) what: String,
+    /// Where its log is to be read.
+    pub(crate) logs: String,
+    pub(crate) at: SystemTime,
+    child: Option<Child>,
+}
+
+impl Started {
+    /// How it ended, if it did and nobody starts it again.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.child.as_mut().map_or(Ok(None), |child| Ok(child.try_wait()?))
+    }
+}
+
+/// Installs and (re)starts the agent.
+pub(crate) fn start(config: &Config, config_path: &Path) -> anyhow::Result<Started> {
     let executable = std::env::current_exe().context("where is this program?")?;
     if has_systemd() {
         write_atomic(&unit_path(), unit(&executable, config_path).as_bytes(), 0o644)
             .with_context(|| format!("cannot write {}", unit_path().display()))?;
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", UNIT])?;
+        let at = SystemTime::now();
         systemctl(&["restart", UNIT])?;
-        return Ok(format!("started {UNIT}; its log: journalctl -u {UNIT}"));
+        let logs = format!("journalctl -u {UNIT}");
+        return Ok(Started { what: UNIT.to_owned(), logs, at, child: None });
     }
     stop_process(config)?;
     std::fs::create_dir_all(&config.run_dir)?;
     let log = log_file(config);
     let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-    let mut command = Command::new(executable);
-    command.arg("run").arg("--config").arg(config_path);
-    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
-    let child = command.spawn().context("cannot start the agent")?;
-    Ok(format!(
-        "started the agent (process {}, no systemd here); its log: {}",
-        child.id(),
-        log.display()
-    ))
+    // A session of its own, so that it outlives the terminal.
+    let mut command = Command::new("setsid");
+    command.arg(executable).arg("run").arg("--config").arg(config_path);
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    let at = SystemTime::now();
+    let child = command.spawn().context("cannot run setsid (package util-linux)")?;
+    let what = format!("the agent in the background (process {}, no systemd here)", child.id());
+    Ok(Started { what, logs: log.display().to_string(), at, child: Some(child) })
 }
 
 /// Stops the agent and, with systemd, removes its unit.

@@ -11,8 +11,8 @@ pub(crate) struct Token {
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "the token is malformed: expected <6 characters>.<16 characters>.<64 hexadecimal digits>; \
-     copy the whole line that `controlplane token create` printed"
+    "the token is malformed: expected <id>.<secret>.<fingerprint>, which are 6 characters, 16 characters and \
+     64 hexadecimal digits; copy the whole line that `controlplane token create` printed"
 )]
 pub(crate) struct TokenError;
 

@@ -8,7 +8,7 @@ mod agent;
 mod traffic;
 
 pub(crate) use agent::{attach, attach_with_ports, config, start, start_with};
-pub(crate) use traffic::{Server, UdpClient, answering, inside, request};
+pub(crate) use traffic::{Server, UdpClient, answering, inside, request, transfer};
 
 use std::collections::BTreeMap;
 use std::future::Future;

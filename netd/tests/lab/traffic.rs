@@ -128,3 +128,22 @@ pub(crate) fn answering(netns: &Path, to: &str, times: usize) -> Vec<String> {
     names.dedup();
     names
 }
+
+/// Sends so many bytes over TCP; returns how many arrived.
+pub(crate) fn transfer(from: &Path, to: &Path, address: &str, bytes: usize) -> usize {
+    let address: SocketAddr = address.parse().unwrap();
+    let listener = inside(to, move || std::net::TcpListener::bind(address).unwrap());
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut received = Vec::new();
+        drop(stream.read_to_end(&mut received));
+        received.len()
+    });
+    inside(from, move || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(&vec![7; bytes]).unwrap();
+    });
+    receiver.join().unwrap()
+}

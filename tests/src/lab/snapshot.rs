@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{Host, host::cgroup_roots};
-use crate::shell::capture;
+use crate::shell::{capture, wait_for};
 
 /// Commands whose output is taken line by line, each with the word its lines begin with.
 const COMMANDS: &[(&str, &[&str])] = &[
@@ -44,13 +45,22 @@ const BUSY: &[&str] = &[
     "/run/lock",
     "/run/systemd",
     "/usr/local/share",
+    "/root/.kube/cache",
     "/etc/alternatives",
 ];
 /// Files are told apart by size and time of change up to this many entries.
 const FILES_MAX: usize = 200_000;
 
-/// The state of a host of a lab.
+/// How long the kernel may take to make sure that nobody else has a new IPv6 address.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The state of a host of a lab, once its addresses are settled.
 pub fn of_host(host: &Host) -> Result<BTreeSet<String>> {
+    wait_for("IPv6 addresses to settle", SETTLE_DEADLINE, || {
+        let tentative = host.run(&["ip", "-o", "-6", "address", "show", "tentative"])?;
+        ensure!(tentative.is_empty(), "{tentative}");
+        Ok(())
+    })?;
     let mut lines = collect(|words| {
         let (program, arguments) = words.split_first().context("empty command")?;
         capture(host.command(program)?.args(arguments))

@@ -166,7 +166,7 @@ pub(super) fn verdict(
         Some(holder) => Verdict::Deny {
             reason: "NodeNameTaken",
             message: format!(
-                "node name {:?} belongs to another device; join with another --node-name, or, if that device is \
+                "node name {:?} is taken by another device; join with another --node-name, or, if that device is \
                  gone for good or was set up anew, free the name: kubectl delete {}",
                 request.node, holder.object
             ),
