@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::identity::Identity;
+use crate::node::address;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the link is proven alive; a lease goes every 10 s anyway.
@@ -92,7 +93,7 @@ impl Link {
     /// toward everybody else.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
         let ip = self.live.borrow().as_ref().map(|live| live.local.ip())?;
-        Some(if ip.is_loopback() { outward_ip().unwrap_or(ip) } else { ip })
+        Some(address::for_others(ip))
     }
 
     /// Dials for ever; ends with the task that runs it.
@@ -169,17 +170,6 @@ async fn drive(mut connection: Connection, offer: watch::Sender<bool>) -> hyper:
 }
 
 type Dialled = (Live, Connection, watch::Sender<bool>);
-
-/// The address that the default route gives; a datagram socket that is connected sends nothing.
-fn outward_ip() -> Option<IpAddr> {
-    let outward = |own: &str, other: &str| {
-        let socket = std::net::UdpSocket::bind(own).ok()?;
-        socket.connect(other).ok()?;
-        socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
-    };
-    // Addresses kept for documentation: nobody's.
-    outward("0.0.0.0:0", "203.0.113.1:9").or_else(|| outward("[::]:0", "[2001:db8::1]:9"))
-}
 
 async fn dial(server: &str, identity: &Identity) -> Result<Dialled, LinkError> {
     let timeout = || LinkError::Timeout(server.to_owned());

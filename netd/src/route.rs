@@ -19,6 +19,8 @@ use crate::link::{self, LinkError};
 
 /// MTU where the node's own link isn't known.
 const MTU_DEFAULT: u32 = 1500;
+/// What a veth pair takes at most.
+const MTU_MAX: u32 = 65_535;
 
 /// One route of ours; `via` is on the link itself even where no subnet says so.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +118,7 @@ async fn mtu(handle: &Handle, index: u32) -> Result<u32, LinkError> {
 
 /// MTU of pods' links: the uplink's, or Ethernet's where there is none.
 pub(crate) fn pod_mtu(uplink: Option<&Uplink>) -> u32 {
-    uplink.map_or(MTU_DEFAULT, |uplink| uplink.mtu)
+    uplink.map_or(MTU_DEFAULT, |uplink| uplink.mtu.min(MTU_MAX))
 }
 
 /// The routes of our protocol number that the kernel has. `handle` should check strictly, so that the kernel filters.

@@ -34,11 +34,24 @@ fn save(file: &Path, address: IpAddr) {
     }
 }
 
-/// The source address of the route to a server; connecting a UDP socket sends nothing.
+/// The address that others have for this node: with the master on this host, not the one toward it.
+pub(crate) fn for_others(address: IpAddr) -> IpAddr {
+    // Addresses kept for documentation, so nobody's: they lead where everything else leads.
+    let v4 = || source(SocketAddr::from(([203, 0, 113, 1], 9)));
+    let v6 = || source(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)));
+    let outward = || v4().or_else(v6).filter(|ip| !ip.is_loopback()).or_else(any_interface);
+    if address.is_loopback() { outward().unwrap_or(address) } else { address }
+}
+
 fn toward(server: &str) -> Option<IpAddr> {
     let (host, authority) = parse_server(server).ok()?;
     let port = authority.port_u16().unwrap_or(443);
     let target = (host.as_str(), port).to_socket_addrs().ok()?.next()?;
+    source(target).map(for_others)
+}
+
+/// The source address of the route to a target; connecting a UDP socket sends nothing.
+fn source(target: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -70,7 +83,8 @@ mod tests {
             servers: vec!["https://127.0.0.1:6443".into()],
             ..Config::default()
         };
-        assert_eq!(observe(&config), [IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(observe(&config), [for_others(IpAddr::from([127, 0, 0, 1]))]);
+        assert_eq!(for_others(IpAddr::from([10, 9, 8, 7])), IpAddr::from([10, 9, 8, 7]));
         std::fs::write(file(&config), "10.9.8.7\n").unwrap();
         config.servers = vec!["https://does-not-exist.invalid:6443".into()];
         assert_eq!(observe(&config), [IpAddr::from([10, 9, 8, 7])]);

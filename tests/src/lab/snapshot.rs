@@ -82,7 +82,9 @@ pub fn of_host(host: &Host) -> Result<BTreeSet<String>> {
         lines.insert(format!("sysctl {name} = {value}"));
     }
     let mounts = host.run(&["cat", "/proc/1/mountinfo"])?;
-    lines.extend(mounts.lines().map(mount_line));
+    // Namespaces of labs that are this machine's own come and go, out of the host's sight.
+    let own = |line: &String| !line.starts_with("mount /run/netns/fl");
+    lines.extend(mounts.lines().map(mount_line).filter(own));
     let below = format!("/flotilla-lab-{}/{}", host.ip.octets()[2], host.name);
     lines.extend(cgroups(Path::new(below.trim_start_matches('/')))?);
     Ok(lines)
