@@ -88,6 +88,8 @@ fn discovery(f: &Fixture) -> Result<Verdict> {
         &["explain", "pod.spec.containers.image"],
         &["FIELD: image", "Container image name"],
     )?;
+    let old = ["explain", "pod.spec.containers.image", "--output=plaintext-openapiv2"];
+    prints(f, &old, &["FIELD:    image", "Container image name"])?;
     prints(f, &["explain", "deployment.spec.strategy"], &["DESCRIPTION", "rollingUpdate"])?;
     passed()
 }
@@ -204,7 +206,7 @@ fn patch(f: &Fixture) -> Result<Verdict> {
     };
     on(
         "strategic",
-        r#"{"spec":{"template":{"spec":{"containers":[{"name":"testserver","env":[{"name":"A","value":"1"}]}]}}}}"#,
+        r#"{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":1,"containers":[{"name":"testserver","env":[{"name":"A","value":"1"}]}]}}}}"#,
     )?;
     on("merge", r#"{"metadata":{"annotations":{"merged":"yes"}}}"#)?;
     on("json", r#"[{"op":"replace","path":"/spec/revisionHistoryLimit","value":3}]"#)?;
