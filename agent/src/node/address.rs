@@ -61,13 +61,14 @@ fn source(target: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
 }
 
-/// Any address of this host that others could reach.
+/// Any address of this host that others could reach: not one of a pod's link, nor the resolver's on `lo`.
 fn any_interface() -> Option<IpAddr> {
     let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
     interfaces.find_map(|interface| {
         let address = interface.address?;
-        let ip = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()))?;
-        (!ip.is_loopback() && !interface.interface_name.starts_with("flt")).then_some(ip)
+        let ip = address.as_sockaddr_in()?.ip();
+        let ours = interface.interface_name.starts_with("flt");
+        (!ip.is_loopback() && !ip.is_link_local() && !ours).then_some(IpAddr::V4(ip))
     })
 }
 
