@@ -2,7 +2,7 @@
 # What the virtual machine does at each boot; see tests/src/vm.rs.
 set -uo pipefail
 export FLOTILLA_BIN_DIR=/opt/flotilla-bin PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-export KUBECONFIG=/var/lib/flotilla/controlplane/admin.kubeconfig
+export KUBECONFIG=/var/lib/flotilla/controlplane/admin.kubeconfig KUBECACHEDIR=/tmp/kube-cache
 cd /opt/flotilla || exit 1
 
 fail() {
@@ -27,7 +27,8 @@ same_servers() { # same_servers WHEN
 case $(cat /root/phase 2>/dev/null || echo install) in
     install)
         grep -q cgroup2 /proc/mounts || fail "no cgroup v2"
-        modprobe -a overlay nf_tables vxlan br_netfilter 2>/dev/null
+        # Loaded before the first look: a module brings settings of its own with it.
+        modprobe -a overlay nf_tables nf_conntrack vxlan 2>/dev/null
         $FLOTILLA_BIN_DIR/lab snapshot host /root/before || fail "snapshot"
         scripts/quickstart || fail "quickstart"
         scripts/quickstart || fail "quickstart a second time"
@@ -47,6 +48,7 @@ case $(cat /root/phase 2>/dev/null || echo install) in
         systemctl reboot
         ;;
     booted)
+        modprobe -a overlay nf_tables nf_conntrack vxlan 2>/dev/null
         until_true 120 "the node to be Ready after a reboot" node_ready
         until_true 120 "the service after a reboot" answers
         [ "$(servers | wc -w)" = 3 ] || fail "not three containers after a reboot: $(servers)"

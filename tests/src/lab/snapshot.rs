@@ -37,6 +37,9 @@ const BUSY: &[&str] = &[
     "/run/systemd/journal",
     "/run/log",
     "/var/log/journal",
+    "/var/log/wtmp",
+    "/var/log/lastlog",
+    "/var/log/btmp",
     "/var/lib/apt",
     "/var/lib/dpkg",
     "/var/cache",
@@ -144,9 +147,17 @@ fn ignored(kind: &str, line: &str) -> bool {
     match kind {
         "process" => {
             line.starts_with('[')
-                || ["ps -eo", "nsenter", "find /etc", "cat /proc", "lab snapshot", "kubectl"]
-                    .iter()
-                    .any(|word| line.contains(word))
+                || [
+                    "(udev-worker)",
+                    "ps -eo",
+                    "nsenter",
+                    "find /etc",
+                    "cat /proc",
+                    "lab snapshot",
+                    "kubectl",
+                ]
+                .iter()
+                .any(|word| line.contains(word))
         }
         _ => false,
     }
