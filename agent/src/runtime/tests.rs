@@ -186,7 +186,9 @@ async fn terminals_and_what_is_held_outlive_the_monitor() {
 #[tokio::test]
 async fn an_agent_of_another_build_upgrades_the_monitor() {
     let Some(lab) = lab().await else { return };
-    lab.runtime.create(lab.spec("a", "sleep 0.5; exit 9")).await.unwrap();
+    let mut spec = lab.spec("a", "read word; exit 9");
+    spec.stdin = true;
+    lab.runtime.create(spec).await.unwrap();
     lab.runtime.start("a").await.unwrap();
     let before = lab.monitor_pid();
     let newer = lab.dir.path().join("newer");
@@ -196,6 +198,8 @@ async fn an_agent_of_another_build_upgrades_the_monitor() {
     let mut events = next.events();
     assert_eq!(lab.monitor_pid(), before);
     assert_eq!(std::fs::read_link(format!("/proc/{before}/exe")).unwrap(), newer);
+    let mut attached = next.attach("a", AttachRequest { stdin: true }).await.unwrap();
+    attached.stdin.as_mut().unwrap().write_all(b"word\n").await.unwrap();
     let exit = within(async {
         loop {
             if let RuntimeEvent::Exited(state) = events.recv().await.unwrap() {
