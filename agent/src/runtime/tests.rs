@@ -52,10 +52,15 @@ impl Lab {
             id: id.into(),
             args: vec!["sh".into(), "-c".into(), script.into()],
             rootfs: self.dir.path().join("rootfs"),
-            cgroup: format!("/rt-{}/{id}", std::process::id()),
+            cgroup: format!("/{}/{id}", self.cgroup()),
             log_path: Some(self.dir.path().join(format!("{id}.log"))),
             ..ContainerSpec::default()
         }
+    }
+
+    /// Named as the temporary folder is, so that tests side by side keep apart.
+    fn cgroup(&self) -> String {
+        self.dir.path().file_name().unwrap().to_string_lossy().into_owned()
     }
 
     fn monitor_pid(&self) -> i32 {
@@ -79,7 +84,7 @@ impl Lab {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         for mount in std::fs::read_to_string("/proc/self/mounts").unwrap().lines() {
             let point = PathBuf::from(mount.split(' ').nth(1).unwrap());
-            let ours = point.join(format!("rt-{}", std::process::id()));
+            let ours = point.join(self.cgroup());
             if mount.contains(" cgroup") && ours.exists() {
                 std::fs::remove_dir(ours).unwrap();
             }
