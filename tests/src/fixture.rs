@@ -3,13 +3,14 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::lab::{Lab, UpOptions};
+use crate::scenario::{Scenario, Tally};
 use crate::shell::{Output, has_program, wait_for};
 
 /// How long a cluster may take to converge after a change.
@@ -42,6 +43,26 @@ pub fn obstacle() -> Option<String> {
         .into_iter()
         .find(|program| !has_program(program))
         .map(|program| format!("{program} is not installed"))
+}
+
+/// A suite's whole `main`: a lab of `nodes` nodes, its scenarios in order, the count that closes it.
+#[must_use]
+pub fn run_suite(suite: &str, nodes: u8, scenarios: &[Scenario<Fixture>]) -> ExitCode {
+    let mut tally = Tally::default();
+    if let Some(reason) = obstacle() {
+        tally.skip_all(suite, &reason);
+        return tally.close();
+    }
+    match Fixture::up(suite, nodes) {
+        Ok(fixture) => {
+            tally.run(&fixture, scenarios);
+            if tally.failed() {
+                println!("{}", fixture.lab.log_tails());
+            }
+        }
+        Err(error) => tally.fail("lab up", &error),
+    }
+    tally.close()
 }
 
 /// Folder of the binaries under test: `FLOTILLA_BIN_DIR`, or where this test was built to.

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::fixture::{CONVERGE, Fixture, run_suite, text, web};
 use tests::load::Requests;
-use tests::scenario::{Scenario, Tally, Verdict};
+use tests::scenario::{Scenario, Verdict};
 use tests::shell::wait_for;
 
 const NS: &str = "spine";
@@ -35,21 +35,7 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
-        tally.skip_all("cluster", &reason);
-        return tally.close();
-    }
-    match Fixture::up("cluster", 3) {
-        Ok(fixture) => {
-            tally.run(&fixture, SCENARIOS);
-            if tally.failed() {
-                println!("{}", fixture.lab.log_tails());
-            }
-        }
-        Err(error) => tally.fail("lab up", &error),
-    }
-    tally.close()
+    run_suite("cluster", 3, SCENARIOS)
 }
 
 fn passed() -> Result<Verdict> {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::fixture::{CONVERGE, Fixture, run_suite, text, web};
 use tests::load::{Outcome, Requests};
-use tests::scenario::{Scenario, Tally, Verdict};
+use tests::scenario::{Scenario, Verdict};
 use tests::shell::wait_for;
 
 const NS: &str = "faults";
@@ -28,21 +28,7 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
-        tally.skip_all("faults", &reason);
-        return tally.close();
-    }
-    match Fixture::up("faults", 3) {
-        Ok(fixture) => {
-            tally.run(&fixture, SCENARIOS);
-            if tally.failed() {
-                println!("{}", fixture.lab.log_tails());
-            }
-        }
-        Err(error) => tally.fail("lab up", &error),
-    }
-    tally.close()
+    run_suite("faults", 3, SCENARIOS)
 }
 
 fn prepare(f: &Fixture) -> Result<Verdict> {

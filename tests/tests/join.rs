@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tests::fixture::{CONVERGE, Fixture, obstacle};
+use tests::fixture::{CONVERGE, Fixture, run_suite};
 use tests::lab::Host;
-use tests::scenario::{Scenario, Tally, Verdict};
+use tests::scenario::{Scenario, Verdict};
 use tests::shell::{Output, capture, wait_for};
 
 /// One command from a token to a Ready node; a third of it is usual where nothing else runs.
@@ -31,21 +31,7 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
-        tally.skip_all("join", &reason);
-        return tally.close();
-    }
-    match Fixture::up("join", 2) {
-        Ok(fixture) => {
-            tally.run(&fixture, SCENARIOS);
-            if tally.failed() {
-                println!("{}", fixture.lab.log_tails());
-            }
-        }
-        Err(error) => tally.fail("lab up", &error),
-    }
-    tally.close()
+    run_suite("join", 2, SCENARIOS)
 }
 
 /// Makes `node2` a device that has never been in a cluster.

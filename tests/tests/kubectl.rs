@@ -7,8 +7,8 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
-use tests::scenario::{Scenario, Tally, Verdict};
+use tests::fixture::{CONVERGE, Fixture, run_suite, text, web};
+use tests::scenario::{Scenario, Verdict};
 use tests::shell::wait_for;
 
 const SCENARIOS: &[Scenario<Fixture>] = &[
@@ -36,21 +36,7 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
-        tally.skip_all("kubectl", &reason);
-        return tally.close();
-    }
-    match Fixture::up("kubectl", 2) {
-        Ok(fixture) => {
-            tally.run(&fixture, SCENARIOS);
-            if tally.failed() {
-                println!("{}", fixture.lab.log_tails());
-            }
-        }
-        Err(error) => tally.fail("lab up", &error),
-    }
-    tally.close()
+    run_suite("kubectl", 2, SCENARIOS)
 }
 
 fn passed() -> Result<Verdict> {

@@ -4,9 +4,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use tests::fixture::{CONVERGE, Fixture, obstacle, text, web};
+use tests::fixture::{CONVERGE, Fixture, run_suite, text, web};
 use tests::lab::{Host, snapshot};
-use tests::scenario::{Scenario, Tally, Verdict};
+use tests::scenario::{Scenario, Verdict};
 use tests::shell::wait_for;
 
 const SCENARIOS: &[Scenario<Fixture>] = &[
@@ -34,21 +34,7 @@ nft add chain inet elsewhere c '{ type filter hook input priority 10; }'
 ";
 
 fn main() -> ExitCode {
-    let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
-        tally.skip_all("leave", &reason);
-        return tally.close();
-    }
-    match Fixture::up("leave", 2) {
-        Ok(fixture) => {
-            tally.run(&fixture, SCENARIOS);
-            if tally.failed() {
-                println!("{}", fixture.lab.log_tails());
-            }
-        }
-        Err(error) => tally.fail("lab up", &error),
-    }
-    tally.close()
+    run_suite("leave", 2, SCENARIOS)
 }
 
 fn leave(f: &Fixture, host: &Host) -> Result<String> {

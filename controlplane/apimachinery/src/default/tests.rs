@@ -9,7 +9,7 @@ use crate::strict;
 
 fn examples() -> Option<Map<String, Value>> {
     let folder = std::env::var_os("FLOTILLA_SPEC_DIR").map_or_else(
-        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/spec"),
+        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../spec"),
         std::path::PathBuf::from,
     );
     let bytes = std::fs::read(folder.join("examples.json")).ok()?;

@@ -318,7 +318,7 @@ mod tests {
     /// The facts about upstream's extensions, where the machine has them.
     fn spec(file: &str) -> Option<Value> {
         let folder = std::env::var_os("FLOTILLA_SPEC_DIR").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/spec"),
+            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../spec"),
             PathBuf::from,
         );
         let bytes = std::fs::read(folder.join(file)).ok()?;

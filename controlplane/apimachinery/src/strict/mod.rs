@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_wrong_type_is_answered_as_a_real_server_does() {
         let folder = std::env::var_os("FLOTILLA_SPEC_DIR").map_or_else(
-            || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/spec"),
+            || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../spec"),
             std::path::PathBuf::from,
         );
         let Ok(bytes) = std::fs::read(folder.join("examples.json")) else {

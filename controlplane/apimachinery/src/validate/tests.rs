@@ -16,7 +16,7 @@ fn examples() -> Option<Map<String, Value>> {
 /// What was captured of a real API server, where the machine has it.
 fn captured(file: &str) -> Option<Map<String, Value>> {
     let folder = std::env::var_os("FLOTILLA_SPEC_DIR").map_or_else(
-        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/spec"),
+        || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../spec"),
         std::path::PathBuf::from,
     );
     let bytes = std::fs::read(folder.join(file)).ok()?;

@@ -6,9 +6,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 fn facts(name: &str) -> Option<Value> {
-    let dir = std::env::var("FLOTILLA_SPEC_DIR").unwrap_or_else(|_| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/spec").to_owned()
-    });
+    let dir = std::env::var("FLOTILLA_SPEC_DIR")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../spec").to_owned());
     let path = std::path::Path::new(&dir).join(name);
     let Ok(text) = std::fs::read(&path) else {
         println!("SKIPPED: no {}", path.display());

@@ -194,9 +194,8 @@ mod tests {
     use super::*;
 
     fn facts() -> Option<Value> {
-        let dir = std::env::var("FLOTILLA_SPEC_DIR").unwrap_or_else(|_| {
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/spec").to_owned()
-        });
+        let dir = std::env::var("FLOTILLA_SPEC_DIR")
+            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../spec").to_owned());
         let path = std::path::Path::new(&dir).join("discovery.json");
         let Ok(text) = std::fs::read(&path) else {
             println!("SKIPPED: no {}", path.display());

@@ -6,9 +6,8 @@ use serde_json::json;
 
 #[test]
 fn columns_are_upstreams() {
-    let dir = std::env::var("FLOTILLA_SPEC_DIR").unwrap_or_else(|_| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/spec").to_owned()
-    });
+    let dir = std::env::var("FLOTILLA_SPEC_DIR")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../spec").to_owned());
     let path = std::path::Path::new(&dir).join("table-columns.json");
     let Ok(text) = std::fs::read(&path) else {
         println!("SKIPPED: no {}", path.display());
