@@ -31,7 +31,7 @@ own_address() {
 
 packages_of() {
     case $1 in
-        build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev" ;;
+        build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev protobuf-compiler" ;;
         run) echo "nftables iptables iproute2 util-linux procps curl" ;;
         lab) echo "nftables iptables iproute2 util-linux procps curl busybox-static docker-registry" ;;
         sample) echo "busybox-static curl" ;;
