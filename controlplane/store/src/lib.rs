@@ -4,6 +4,7 @@
 //! durable before it is answered or seen. Knows no Kubernetes: what a value means comes in through [`Extract`].
 
 mod backend;
+mod grpc;
 mod history;
 mod lease;
 mod log;
