@@ -9,6 +9,7 @@ mod history;
 mod lease;
 mod log;
 mod revision;
+pub mod seal;
 mod state;
 mod txn;
 mod watch;
@@ -31,6 +32,7 @@ pub use crate::log::{LogSizes, OpenError};
 pub use crate::revision::{
     Entry, Event, Extract, ExtractNothing, Extracted, FIRST_REVISION, Revision,
 };
+pub use crate::seal::{Seal, SealError};
 use crate::state::{Surroundings, apply};
 pub use crate::txn::{
     Compare, KeyRange, Op, OpResult, Range, RangeResult, ReadError, Relation, Target, Txn,
@@ -62,6 +64,8 @@ pub struct Config {
     pub log_sizes: LogSizes,
     /// Reads labels, fields and index keys from values.
     pub extract: Arc<dyn Extract>,
+    /// Seals values of some keys before they leave the memory; `None`: none.
+    pub seal: Option<Arc<dyn Seal>>,
 }
 
 impl Config {
@@ -74,6 +78,7 @@ impl Config {
             volatile_prefixes: Vec::new(),
             log_sizes: LogSizes::default(),
             extract: Arc::new(ExtractNothing),
+            seal: None,
         }
     }
 }
