@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod cli;
 pub mod config;
 pub mod dns_service;
+pub mod election;
 pub mod in_process;
 pub mod kubeconfig;
 pub mod pki;
