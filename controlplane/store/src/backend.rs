@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::lease::LeaseStatus;
 use crate::revision::{Event, Revision};
+use crate::seal::Seal;
 use crate::state::Snapshot;
 use crate::txn::{Txn, TxnResult, WriteError};
 use crate::watch::Hub;
@@ -59,12 +60,13 @@ pub struct Written {
 pub(crate) struct Published {
     snapshot: RwLock<Snapshot>,
     pub(crate) hub: Arc<Hub>,
+    seal: Option<Arc<dyn Seal>>,
 }
 
 impl Published {
-    pub(crate) fn new(snapshot: Snapshot) -> Self {
+    pub(crate) fn new(snapshot: Snapshot, seal: Option<Arc<dyn Seal>>) -> Self {
         let hub = Arc::new(Hub::new(snapshot.revision));
-        Self { snapshot: RwLock::new(snapshot), hub }
+        Self { snapshot: RwLock::new(snapshot), hub, seal }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -86,8 +88,13 @@ impl Published {
         drop(old);
     }
 
-    /// Tells the watchers what was published.
+    /// Tells the watchers, and whoever seals values, what was published.
     pub(crate) fn notify(&self, events: &[Arc<Event>], revision: Revision) {
+        if let Some(seal) = &self.seal {
+            for entry in events.iter().filter_map(|event| event.after.as_ref()) {
+                seal.observe(&entry.key, &entry.value, entry.mod_revision);
+            }
+        }
         self.hub.dispatch(events, revision);
     }
 }

@@ -26,6 +26,7 @@ use crate::log::payload::{RawEntry, Reader};
 use crate::log::record::{FORMAT_VERSION, Header, Kind};
 use crate::log::segment::{SegmentInfo, Tail};
 use crate::revision::Revision;
+use crate::seal::SealError;
 
 /// The batch's buffer is given back above this size.
 const BATCH_BYTES_KEPT: usize = 256 << 10;
@@ -77,6 +78,14 @@ pub enum OpenError {
         offset: usize,
         /// What is wrong.
         what: &'static str,
+    },
+    /// A sealed value can't be opened.
+    #[error("the value of {key} can't be opened: {source}")]
+    Sealed {
+        /// The key of the store.
+        key: String,
+        /// Why.
+        source: SealError,
     },
     /// Written by a newer program.
     #[error("{file} has format version {version}; this program reads up to {supported}")]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::revision::{Entry, Revision};
+use crate::seal::SealError;
 
 /// Which keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -318,6 +319,14 @@ pub enum WriteError {
         /// What is granted.
         ttl_seconds_max: i64,
     },
+    /// The value could not be sealed.
+    #[error("the value of {key} can't be sealed: {source}")]
+    Seal {
+        /// The key of the store.
+        key: String,
+        /// Why.
+        source: SealError,
+    },
     /// The log could not be written. Whether this write will be there after a restart is not known; later ones were
     /// not tried. Reads go on.
     #[error("the store refuses writes since its log failed: {reason}")]
@@ -328,4 +337,10 @@ pub enum WriteError {
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
+}
+
+impl WriteError {
+    pub(crate) fn seal(key: &[u8], source: SealError) -> Self {
+        Self::Seal { key: String::from_utf8_lossy(key).into_owned(), source }
+    }
 }

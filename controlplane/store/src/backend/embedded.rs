@@ -77,8 +77,8 @@ pub(crate) fn open(
     let counters = Arc::new(Counters::default());
     let mut recovery = Recovery::new(&config, Instant::now());
     let log = Log::open(disk, counters.clone(), config.log_sizes, &mut recovery)?;
-    let (snapshot, leases, reserved) = recovery.finish();
-    let published = Arc::new(Published::new(snapshot.clone()));
+    let (snapshot, leases, reserved) = recovery.finish()?;
+    let published = Arc::new(Published::new(snapshot.clone(), config.seal.clone()));
     let queue = Arc::new(Queue::new());
     let closing = Arc::new(Mutex::new(Closing::default()));
     let committer = Committer {
@@ -224,6 +224,7 @@ impl Committer {
             counters: self.log.counters().clone(),
             sequence: self.log.durable(),
             snapshot: self.speculation.snapshot().clone(),
+            seal: self.speculation.seal().cloned(),
             reserved,
             leases,
             stop: self.stop.clone(),

@@ -8,9 +8,10 @@ use bytes::Bytes;
 
 use crate::history::History;
 use crate::lease::Leases;
-use crate::log::Replay;
 use crate::log::payload::{Op, RawEntry, Reader};
+use crate::log::{OpenError, Replay};
 use crate::revision::{Entry, Event, FIRST_REVISION, Revision};
+use crate::seal::SealError;
 use crate::state::{Map, Snapshot};
 use crate::{Config, Extract};
 
@@ -24,17 +25,24 @@ pub(crate) struct Recovery<'a> {
     revision: Revision,
     reserved: Revision,
     now: Instant,
+    /// The first value that can't be opened.
+    sealed: Option<(Bytes, SealError)>,
 }
 
 impl<'a> Recovery<'a> {
     pub(crate) fn new(config: &'a Config, now: Instant) -> Self {
         let (map, leases) = (Map::new(), Leases::default());
         let (revision, reserved) = (FIRST_REVISION, FIRST_REVISION);
-        Self { config, map, bytes: 0, history: History::new(0), leases, revision, reserved, now }
+        let history = History::new(0);
+        Self { config, map, bytes: 0, history, leases, revision, reserved, now, sealed: None }
     }
 
     /// The state, at a revision that no earlier process can have gone beyond.
-    pub(crate) fn finish(self) -> (Snapshot, Leases, Revision) {
+    pub(crate) fn finish(self) -> Result<(Snapshot, Leases, Revision), OpenError> {
+        if let Some((key, source)) = self.sealed {
+            let key = String::from_utf8_lossy(&key).into_owned();
+            return Err(OpenError::Sealed { key, source });
+        }
         let revision = self.revision.max(self.reserved);
         let prefixes = &self.config.volatile_prefixes;
         let snapshot = Snapshot {
@@ -45,7 +53,7 @@ impl<'a> Recovery<'a> {
             volatile_floor: if revision > FIRST_REVISION { revision } else { 0 },
             volatile_prefixes: prefixes.as_slice().into(),
         };
-        (snapshot, self.leases, self.reserved)
+        Ok((snapshot, self.leases, self.reserved))
     }
 
     fn extract(&self) -> &dyn Extract {
@@ -54,19 +62,36 @@ impl<'a> Recovery<'a> {
 
     fn insert(&mut self, raw: RawEntry<'_>) -> (Option<Arc<Entry>>, Arc<Entry>) {
         let key = Bytes::copy_from_slice(raw.key);
+        let value = self.opened(&raw);
         let entry = Arc::new(Entry {
-            extracted: self.extract().extract(raw.key, raw.value).shrunk(),
+            extracted: self.extract().extract(raw.key, &value).shrunk(),
             key: key.clone(),
-            value: Bytes::copy_from_slice(raw.value),
+            value,
             create_revision: raw.create_revision,
             mod_revision: raw.mod_revision,
             version: raw.version,
             lease: raw.lease,
         });
-        self.bytes += raw.key.len() + raw.value.len();
+        self.bytes += entry.key.len() + entry.value.len();
         let before = self.map.insert(key, entry.clone());
         self.bytes -= before.as_ref().map_or(0, |b| b.key.len() + b.value.len());
         (before, entry)
+    }
+
+    /// The value as the map holds it.
+    fn opened(&mut self, raw: &RawEntry<'_>) -> Bytes {
+        let Some(seal) = &self.config.seal else { return Bytes::copy_from_slice(raw.value) };
+        if !seal.applies(raw.key) {
+            seal.observe(raw.key, raw.value, raw.mod_revision);
+            return Bytes::copy_from_slice(raw.value);
+        }
+        match seal.open(raw.key, raw.value) {
+            Ok(value) => value.into(),
+            Err(error) => {
+                self.sealed.get_or_insert_with(|| (Bytes::copy_from_slice(raw.key), error));
+                Bytes::new()
+            }
+        }
     }
 
     fn event(&mut self, revision: Revision, before: Option<Arc<Entry>>, after: Option<Arc<Entry>>) {

@@ -11,6 +11,7 @@ use crate::lease::{LeaseStatus, Leases};
 use crate::log::Log;
 use crate::log::payload::Op;
 use crate::revision::{Event, Revision};
+use crate::seal::Seal;
 use crate::state::{Applied, Snapshot, Surroundings, apply};
 use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
 
@@ -82,6 +83,10 @@ impl Speculation {
         &self.snapshot
     }
 
+    pub(crate) fn seal(&self) -> Option<&Arc<dyn Seal>> {
+        self.config.seal.as_ref()
+    }
+
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.leases.next_expiry()
     }
@@ -139,18 +144,28 @@ impl Speculation {
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
         let applied = apply(&self.snapshot, txn, &surroundings)?;
-        Ok(self.take_over(applied, None, log))
+        self.take_over(applied, None, log)
     }
 
     /// Makes an evaluated transaction the state, and adds its record.
-    fn take_over(&mut self, applied: Applied, revoked: Option<i64>, log: &mut Log) -> TxnResult {
+    fn take_over(
+        &mut self,
+        applied: Applied,
+        revoked: Option<i64>,
+        log: &mut Log,
+    ) -> Result<TxnResult, WriteError> {
+        let sealed = self.sealed(&applied)?;
         let Applied { map, bytes, events, result } = applied;
         let revision = result.revision;
         let durable = events.iter().any(|event| !self.snapshot.is_volatile(event.key()));
         if durable || revoked.is_some() {
             log.append(revision, |out| {
-                for event in events.iter().filter(|event| !self.snapshot.is_volatile(event.key())) {
-                    logged(event).encode(out);
+                let mut sealed = sealed.iter().peekable();
+                for (at, event) in events.iter().enumerate() {
+                    let sealed = sealed.next_if(|(own, _)| *own == at).map(|(_, value)| &**value);
+                    if !self.snapshot.is_volatile(event.key()) {
+                        logged(event, sealed).encode(out);
+                    }
                 }
                 if let Some(lease) = revoked {
                     Op::Revoked { lease }.encode(out);
@@ -171,7 +186,21 @@ impl Speculation {
         let (bytes_max, age_max) = (self.config.history_bytes_max, self.config.history_age_max);
         self.snapshot.history.trim(bytes_max, age_max, Instant::now());
         self.events.extend(events);
-        result
+        Ok(result)
+    }
+
+    /// Which of the events are logged with another value than the map has, and with which.
+    fn sealed(&self, applied: &Applied) -> Result<Vec<(usize, Vec<u8>)>, WriteError> {
+        let Some(seal) = &self.config.seal else { return Ok(Vec::new()) };
+        let mut sealed = Vec::new();
+        for (at, event) in applied.events.iter().enumerate() {
+            let Some(entry) = event.after.as_ref().filter(|entry| seal.applies(&entry.key)) else {
+                continue;
+            };
+            let value = seal.seal(&entry.key, &entry.value, applied.result.revision);
+            sealed.push((at, value.map_err(|source| WriteError::seal(&entry.key, source))?));
+        }
+        Ok(sealed)
     }
 
     fn compact(&mut self, revision: Revision, log: &mut Log) -> Result<(), WriteError> {
@@ -208,15 +237,18 @@ impl Speculation {
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
         let applied = apply(&self.snapshot, &txn, &surroundings)?;
-        let result = self.take_over(applied, Some(id), log);
+        let result = self.take_over(applied, Some(id), log)?;
         self.leases.remove(id);
         Ok(result.revision)
     }
 }
 
-fn logged(event: &Event) -> Op<'_> {
+fn logged<'a>(event: &'a Event, sealed: Option<&'a [u8]>) -> Op<'a> {
     match &event.after {
-        Some(after) => Op::Put { key: &after.key, value: &after.value, lease: after.lease },
+        Some(after) => {
+            let value = sealed.unwrap_or(&after.value);
+            Op::Put { key: &after.key, value, lease: after.lease }
+        }
         None => Op::Delete { key: event.key() },
     }
 }

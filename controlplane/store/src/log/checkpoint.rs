@@ -13,6 +13,7 @@ use crate::log::record::{
 };
 use crate::log::{Counters, LogError, OpenError, Replay, sequences, sync_names};
 use crate::revision::Revision;
+use crate::seal::Seal;
 use crate::state::Snapshot;
 
 const PREFIX: &str = "checkpoint-";
@@ -42,6 +43,7 @@ pub(crate) struct Contents {
     pub(crate) counters: Arc<Counters>,
     pub(crate) sequence: u64,
     pub(crate) snapshot: Snapshot,
+    pub(crate) seal: Option<Arc<dyn Seal>>,
     pub(crate) reserved: Revision,
     pub(crate) leases: Vec<(i64, Duration)>,
     /// Set when the store is being closed: the checkpoint can wait for another day.
@@ -90,7 +92,11 @@ impl Writer<'_> {
             })?;
         }
         for entry in snapshot.map.values().filter(|entry| !snapshot.is_volatile(&entry.key)) {
-            self.record(Kind::Entry, |out| encode_entry(out, entry))?;
+            let seal = self.contents.seal.as_ref().filter(|seal| seal.applies(&entry.key));
+            let sealed = seal.map(|seal| seal.seal(&entry.key, &entry.value, snapshot.revision));
+            let sealed = sealed.transpose().map_err(std::io::Error::other)?;
+            let value = sealed.as_deref().unwrap_or(&entry.value);
+            self.record(Kind::Entry, |out| encode_entry(out, entry, value))?;
         }
         self.record(Kind::End, |_| {})?;
         self.piece()?;

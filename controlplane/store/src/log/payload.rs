@@ -50,10 +50,10 @@ impl Op<'_> {
     }
 }
 
-/// Appends an entry without its revision-independent extracts.
-pub(crate) fn encode_entry(out: &mut Vec<u8>, entry: &Entry) {
+/// Appends an entry without its extracts; `value` is its value as files hold it.
+pub(crate) fn encode_entry(out: &mut Vec<u8>, entry: &Entry, value: &[u8]) {
     bytes(out, &entry.key);
-    bytes(out, &entry.value);
+    bytes(out, value);
     for own in [entry.create_revision, entry.mod_revision, entry.version, entry.lease] {
         signed(out, own);
     }
