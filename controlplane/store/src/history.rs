@@ -42,6 +42,13 @@ impl History {
         self.events.push_back(event);
     }
 
+    /// Takes back the last changes.
+    pub(crate) fn pop(&mut self, changes: usize) {
+        for event in (0..changes).filter_map(|_| self.events.pop_back()) {
+            self.bytes -= event.cost_bytes();
+        }
+    }
+
     /// Forgets every change up to `revision`.
     pub(crate) fn compact(&mut self, revision: Revision) {
         while self.events.front().is_some_and(|event| event.revision <= revision) {

@@ -197,7 +197,7 @@ impl Store {
         if !txn.writes() {
             let (extract, lease_exists) = (&ExtractNothing, &|_| false);
             let surroundings = Surroundings { extract, lease_exists };
-            return Ok(apply(&self.inner.published.snapshot(), &txn, &surroundings)?.result);
+            return Ok(apply(&mut self.inner.published.snapshot(), &txn, &surroundings)?.result);
         }
         self.submit(|reply| Command::Txn(txn, reply)).await
     }

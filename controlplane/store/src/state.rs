@@ -1,7 +1,7 @@
 //! Owns the pure heart: a snapshot (map, history, revision), reads of it, and what a transaction makes of it. No I/O,
 //! no clock but the events' own, no locks.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -56,6 +56,37 @@ impl Snapshot {
             return Err(ReadError::Compacted { requested, compact_revision });
         }
         Ok(self.range_then(range, requested))
+    }
+
+    /// Makes an entry the one of its key, and returns the one before.
+    pub(crate) fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        self.bytes += entry.key.len() + entry.value.len();
+        let before = self.map.insert(entry.key.clone(), entry);
+        self.bytes -= before.as_ref().map_or(0, |before| before.key.len() + before.value.len());
+        before
+    }
+
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Option<Arc<Entry>> {
+        let before = self.map.remove(key);
+        self.bytes -= before.as_ref().map_or(0, |before| before.key.len() + before.value.len());
+        before
+    }
+
+    /// Takes back the last transaction that changed something.
+    pub(crate) fn revert(&mut self, events: &[Arc<Event>]) {
+        if events.is_empty() {
+            return;
+        }
+        self.history.pop(events.len());
+        self.revision -= 1;
+        events.iter().rev().for_each(|event| self.undo(event));
+    }
+
+    fn undo(&mut self, event: &Event) {
+        match &event.before {
+            Some(before) => drop(self.insert(before.clone())),
+            None => drop(self.remove(event.key())),
+        }
     }
 
     /// The present with what happened since undone.
@@ -117,11 +148,9 @@ fn limited(
     RangeResult { entries: taken, revision, more: rest > 0, count }
 }
 
-/// What a transaction makes of a snapshot.
+/// What a transaction did to the state.
 #[derive(Debug)]
 pub(crate) struct Applied {
-    pub(crate) map: Map,
-    pub(crate) bytes: usize,
     /// In the order of the operations; empty: nothing changed and no revision was used.
     pub(crate) events: Vec<Arc<Event>>,
     pub(crate) result: TxnResult,
@@ -133,26 +162,33 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) lease_exists: &'a dyn Fn(i64) -> bool,
 }
 
-/// Evaluates a transaction; the snapshot stays as it is.
+/// Evaluates a transaction in place. After an error the state is as it was.
 pub(crate) fn apply(
-    base: &Snapshot,
+    state: &mut Snapshot,
     txn: &Txn,
     surroundings: &Surroundings<'_>,
 ) -> Result<Applied, WriteError> {
-    let mut evaluation = Evaluation {
-        base,
-        surroundings,
-        map: base.map.clone(),
-        bytes: base.bytes,
-        revision: base.revision + 1,
-        touched: HashSet::new(),
-        events: Vec::new(),
-    };
-    let mut result = evaluation.txn(txn)?;
-    let revision = if evaluation.events.is_empty() { base.revision } else { base.revision + 1 };
-    stamp(&mut result, revision);
-    let Evaluation { map, bytes, events, .. } = evaluation;
-    Ok(Applied { map, bytes, events, result })
+    let before = Before::of(state, txn)?;
+    let base_revision = state.revision;
+    let revision = base_revision + 1;
+    let (events, touched) = (Vec::new(), HashSet::new());
+    let mut evaluation = Evaluation { state, surroundings, before, revision, events, touched };
+    match evaluation.txn(txn) {
+        Ok(mut result) => {
+            let events = evaluation.events;
+            if !events.is_empty() {
+                state.revision = revision;
+                events.iter().for_each(|event| state.history.push(event.clone()));
+            }
+            stamp(&mut result, state.revision);
+            Ok(Applied { events, result })
+        }
+        Err(error) => {
+            let Evaluation { state, events, .. } = evaluation;
+            events.iter().rev().for_each(|event| state.undo(event));
+            Err(error)
+        }
+    }
 }
 
 /// Ranges inside are of the transaction's own revision, which is known only at its end.
@@ -170,19 +206,52 @@ fn stamp(result: &mut TxnResult, revision: Revision) {
 /// Stands for the transaction's own revision until [`stamp`].
 const OWN_REVISION: Revision = -1;
 
+/// So many changes of one transaction are looked through for a key that changes twice; more are hashed.
+const TOUCHED_LISTED_MAX: usize = 16;
+
+/// What a transaction asks of the state before it, in the order of asking: which branches, and ranges of a given revision.
+#[derive(Default)]
+struct Before {
+    branches: VecDeque<bool>,
+    ranges: VecDeque<RangeResult>,
+}
+
+impl Before {
+    fn of(state: &Snapshot, txn: &Txn) -> Result<Self, ReadError> {
+        let mut before = Self::default();
+        before.ask(state, txn)?;
+        Ok(before)
+    }
+
+    fn ask(&mut self, state: &Snapshot, txn: &Txn) -> Result<(), ReadError> {
+        let succeeded = txn.compare.iter().all(|compare| holds(&state.map, compare));
+        self.branches.push_back(succeeded);
+        for op in if succeeded { &txn.success } else { &txn.failure } {
+            match op {
+                Op::Txn(inner) => self.ask(state, inner)?,
+                Op::Range(range) if range.revision.is_some() => {
+                    self.ranges.push_back(state.range(range)?);
+                }
+                Op::Put { .. } | Op::Delete(_) | Op::Range(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Evaluation<'a> {
-    base: &'a Snapshot,
+    state: &'a mut Snapshot,
     surroundings: &'a Surroundings<'a>,
-    map: Map,
-    bytes: usize,
+    before: Before,
     revision: Revision,
-    touched: HashSet<Bytes>,
     events: Vec<Arc<Event>>,
+    /// The keys of `events` when those are many.
+    touched: HashSet<Bytes>,
 }
 
 impl Evaluation<'_> {
     fn txn(&mut self, txn: &Txn) -> Result<TxnResult, WriteError> {
-        let succeeded = txn.compare.iter().all(|compare| holds(&self.base.map, compare));
+        let succeeded = self.before.branches.pop_front().unwrap_or_default();
         let ops = if succeeded { &txn.success } else { &txn.failure };
         let responses = ops.iter().map(|op| self.op(op)).collect::<Result<_, _>>()?;
         Ok(TxnResult { succeeded, revision: OWN_REVISION, responses })
@@ -192,34 +261,54 @@ impl Evaluation<'_> {
         match op {
             Op::Put { key, value, lease } => self.put(key, value, *lease),
             Op::Delete(keys) => self.delete(keys),
-            Op::Range(range) => match range.revision {
-                Some(_) => Ok(OpResult::Range(self.base.range(range)?)),
-                None => {
-                    let entries = entries(&self.map, &range.keys);
-                    Ok(OpResult::Range(limited(entries, range.limit, OWN_REVISION)))
-                }
-            },
+            Op::Range(range) => {
+                let before = range.revision.and_then(|_| self.before.ranges.pop_front());
+                Ok(OpResult::Range(before.unwrap_or_else(|| {
+                    let entries = entries(&self.state.map, &range.keys);
+                    limited(entries, range.limit, OWN_REVISION)
+                })))
+            }
             Op::Txn(txn) => Ok(OpResult::Txn(self.txn(txn)?)),
         }
     }
 
-    fn touch(&mut self, key: &Bytes) -> Result<(), WriteError> {
-        if self.touched.insert(key.clone()) {
+    /// Refuses a key that this transaction changed already.
+    fn touch(&mut self, key: &[u8]) -> Result<(), WriteError> {
+        let twice = if self.events.len() <= TOUCHED_LISTED_MAX {
+            self.events.iter().any(|event| event.key() == key)
+        } else {
+            self.touched.contains(key)
+        };
+        if !twice {
             return Ok(());
         }
         Err(WriteError::DuplicateKey { key: String::from_utf8_lossy(key).into_owned() })
+    }
+
+    fn happened(&mut self, event: Arc<Event>) {
+        let key_of = |event: &Event| {
+            let entry = event.after.as_ref().or(event.before.as_ref());
+            entry.map(|entry| entry.key.clone()).unwrap_or_default()
+        };
+        if self.events.len() == TOUCHED_LISTED_MAX {
+            self.touched.extend(self.events.iter().map(|event| key_of(event)));
+        }
+        if self.events.len() >= TOUCHED_LISTED_MAX {
+            self.touched.insert(key_of(&event));
+        }
+        self.events.push(event);
     }
 
     fn put(&mut self, key: &[u8], value: &Bytes, lease: i64) -> Result<OpResult, WriteError> {
         if lease != 0 && !(self.surroundings.lease_exists)(lease) {
             return Err(WriteError::LeaseNotFound { id: lease });
         }
-        let previous = self.map.get(key).cloned();
+        self.touch(key)?;
+        let previous = self.state.map.get(key).cloned();
         let key = previous.as_ref().map_or_else(|| Bytes::copy_from_slice(key), |p| p.key.clone());
-        self.touch(&key)?;
         let entry = Arc::new(Entry {
             extracted: self.surroundings.extract.extract(&key, value).shrunk(),
-            key: key.clone(),
+            key,
             // A copy of the exact size: the caller's buffer may be larger, and this one lives long.
             value: Bytes::copy_from_slice(value),
             create_revision: previous.as_ref().map_or(self.revision, |p| p.create_revision),
@@ -227,20 +316,17 @@ impl Evaluation<'_> {
             version: previous.as_ref().map_or(0, |p| p.version) + 1,
             lease,
         });
-        self.bytes += entry.key.len() + entry.value.len();
-        self.bytes -= previous.as_ref().map_or(0, |p| p.key.len() + p.value.len());
-        self.map.insert(key, entry.clone());
-        self.events.push(Event::new(self.revision, previous.clone(), Some(entry.clone())));
+        self.state.insert(entry.clone());
+        self.happened(Event::new(self.revision, previous.clone(), Some(entry.clone())));
         Ok(OpResult::Put { previous, entry })
     }
 
     fn delete(&mut self, keys: &KeyRange) -> Result<OpResult, WriteError> {
-        let deleted: Vec<_> = entries(&self.map, keys).collect();
+        let deleted: Vec<_> = entries(&self.state.map, keys).collect();
         for entry in &deleted {
             self.touch(&entry.key)?;
-            self.map.remove(&entry.key);
-            self.bytes -= entry.key.len() + entry.value.len();
-            self.events.push(Event::new(self.revision, Some(entry.clone()), None));
+            self.state.remove(&entry.key);
+            self.happened(Event::new(self.revision, Some(entry.clone()), None));
         }
         Ok(OpResult::Delete { deleted })
     }

@@ -143,19 +143,25 @@ impl Speculation {
         let lease_exists = |id| self.leases.contains(id);
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
-        let applied = apply(&self.snapshot, txn, &surroundings)?;
-        self.take_over(applied, None, log)
+        let applied = apply(&mut self.snapshot, txn, &surroundings)?;
+        self.record(applied, None, log)
     }
 
-    /// Makes an evaluated transaction the state, and adds its record.
-    fn take_over(
+    /// Adds the record of a transaction that the state holds already.
+    fn record(
         &mut self,
         applied: Applied,
         revoked: Option<i64>,
         log: &mut Log,
     ) -> Result<TxnResult, WriteError> {
-        let sealed = self.sealed(&applied)?;
-        let Applied { map, bytes, events, result } = applied;
+        let sealed = match self.sealed(&applied) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                self.snapshot.revert(&applied.events);
+                return Err(error);
+            }
+        };
+        let Applied { events, result } = applied;
         let revision = result.revision;
         let durable = events.iter().any(|event| !self.snapshot.is_volatile(event.key()));
         if durable || revoked.is_some() {
@@ -177,12 +183,6 @@ impl Speculation {
             log.append(revision, |out| reserved.encode(out));
         }
         self.leases.follow(&events);
-        self.snapshot.map = map;
-        self.snapshot.bytes = bytes;
-        self.snapshot.revision = revision;
-        for event in &events {
-            self.snapshot.history.push(event.clone());
-        }
         let (bytes_max, age_max) = (self.config.history_bytes_max, self.config.history_age_max);
         self.snapshot.history.trim(bytes_max, age_max, Instant::now());
         self.events.extend(events);
@@ -236,8 +236,8 @@ impl Speculation {
         let lease_exists = |id| self.leases.contains(id);
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
-        let applied = apply(&self.snapshot, &txn, &surroundings)?;
-        let result = self.take_over(applied, Some(id), log)?;
+        let applied = apply(&mut self.snapshot, &txn, &surroundings)?;
+        let result = self.record(applied, Some(id), log)?;
         self.leases.remove(id);
         Ok(result.revision)
     }
