@@ -30,6 +30,7 @@ pub(crate) enum Command {
     LeaseRevoke(i64, Reply<Revision>),
     LeaseKeepAlive(i64, Reply<i64>),
     LeaseTimeToLive(i64, Reply<LeaseStatus>),
+    Leases(Reply<Vec<i64>>),
 }
 
 /// What makes writes durable, in one order.

@@ -10,6 +10,9 @@ use bytes::Bytes;
 use crate::revision::Event;
 use crate::txn::WriteError;
 
+/// The shortest lease in seconds; less is asked for and this is granted, as by an etcd with its default timing.
+pub const LEASE_TTL_SECONDS_MIN: i64 = 2;
+
 /// The longest lease that etcd grants.
 pub(crate) const TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
@@ -37,6 +40,8 @@ struct Lease {
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     all: BTreeMap<i64, Lease>,
+    /// The same leases in the order of their ends.
+    due: BTreeSet<(Instant, i64)>,
 }
 
 impl Leases {
@@ -45,13 +50,10 @@ impl Leases {
     }
 
     pub(crate) fn check_ttl(ttl_seconds: i64) -> Result<Duration, WriteError> {
-        let (ttl_seconds_max, granted) = (TTL_SECONDS_MAX, u64::try_from(ttl_seconds));
-        match granted {
-            Ok(seconds) if seconds > 0 && ttl_seconds <= TTL_SECONDS_MAX => {
-                Ok(Duration::from_secs(seconds))
-            }
-            _ => Err(WriteError::LeaseTtl { ttl_seconds, ttl_seconds_max }),
+        if ttl_seconds > TTL_SECONDS_MAX {
+            return Err(WriteError::LeaseTtl { ttl_seconds, ttl_seconds_max: TTL_SECONDS_MAX });
         }
+        Ok(Duration::from_secs(ttl_seconds.max(LEASE_TTL_SECONDS_MIN).unsigned_abs()))
     }
 
     /// Adds a lease; an `id` of 0 is replaced by a free one.
@@ -69,16 +71,24 @@ impl Leases {
 
     pub(crate) fn grant(&mut self, id: i64, granted: Duration, now: Instant) {
         let expires = now + granted;
-        self.all.insert(id, Lease { granted, expires, keys: BTreeSet::new() });
+        let replaced = self.all.insert(id, Lease { granted, expires, keys: BTreeSet::new() });
+        if let Some(replaced) = replaced {
+            self.due.remove(&(replaced.expires, id));
+        }
+        self.due.insert((expires, id));
     }
 
     pub(crate) fn remove(&mut self, id: i64) {
-        self.all.remove(&id);
+        if let Some(lease) = self.all.remove(&id) {
+            self.due.remove(&(lease.expires, id));
+        }
     }
 
     pub(crate) fn keep_alive(&mut self, id: i64, now: Instant) -> Result<i64, WriteError> {
         let lease = self.all.get_mut(&id).ok_or(WriteError::LeaseNotFound { id })?;
+        self.due.remove(&(lease.expires, id));
         lease.expires = now + lease.granted;
+        self.due.insert((lease.expires, id));
         Ok(seconds(lease.granted))
     }
 
@@ -117,11 +127,16 @@ impl Leases {
 
     /// The next moment at which a lease ends.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        self.all.values().map(|lease| lease.expires).min()
+        self.due.first().map(|(expires, _)| *expires)
     }
 
     pub(crate) fn expired(&self, now: Instant) -> Vec<i64> {
-        self.all.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect()
+        self.due.iter().take_while(|(expires, _)| *expires <= now).map(|(_, id)| *id).collect()
+    }
+
+    /// Every lease, the one that ends first in front.
+    pub(crate) fn ids(&self) -> Vec<i64> {
+        self.due.iter().map(|(_, id)| *id).collect()
     }
 
     /// Every lease with its length, for a checkpoint.

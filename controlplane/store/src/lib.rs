@@ -24,8 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use crate::backend::Written;
 use crate::backend::{Backend, Command, Published, Reply, embedded};
-pub use crate::lease::LeaseStatus;
 use crate::lease::Leases;
+pub use crate::lease::{LEASE_TTL_SECONDS_MIN, LeaseStatus};
 pub use crate::log::disk::{Disk, DiskFile, RealDisk};
 pub use crate::log::faulty::{FaultyDisk, FaultyImage};
 pub use crate::log::{LogSizes, OpenError};
@@ -34,6 +34,8 @@ pub use crate::revision::{
 };
 pub use crate::seal::{Seal, SealError};
 use crate::state::{Surroundings, apply};
+pub use crate::txn::check::TXN_OPS_MAX;
+use crate::txn::check::check;
 pub use crate::txn::{
     Compare, KeyRange, Op, OpResult, Range, RangeResult, ReadError, Relation, Target, Txn,
     TxnResult, WriteError,
@@ -190,6 +192,7 @@ impl Store {
     /// # Errors
     /// Nothing was changed, except as [`WriteError::Refused`] says.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResult, WriteError> {
+        check(&txn)?;
         let bytes = txn.bytes();
         if bytes > TXN_BYTES_MAX {
             return Err(WriteError::TooLarge { bytes, bytes_max: TXN_BYTES_MAX });
@@ -219,7 +222,7 @@ impl Store {
         self.submit(|reply| Command::Compact(revision, reply)).await
     }
 
-    /// Grants a lease and returns its id; 0 asks for a free one.
+    /// Grants a lease and returns its id; 0 asks for a free one. A length below [`LEASE_TTL_SECONDS_MIN`] is that.
     ///
     /// # Errors
     /// The id is taken, or the length is out of range.
@@ -250,6 +253,14 @@ impl Store {
     /// There is no such lease.
     pub async fn lease_time_to_live(&self, id: i64) -> Result<LeaseStatus, WriteError> {
         self.submit(|reply| Command::LeaseTimeToLive(id, reply)).await
+    }
+
+    /// Every lease, the one that ends first in front.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn leases(&self) -> Result<Vec<i64>, WriteError> {
+        self.submit(Command::Leases).await
     }
 
     /// What the store holds and did.

@@ -114,17 +114,9 @@ impl Snapshot {
     }
 }
 
-fn bounds(keys: &KeyRange) -> (Vec<u8>, Vec<u8>) {
-    match keys {
-        KeyRange::Key(key) => (key.clone(), [key, &[0][..]].concat()),
-        KeyRange::Prefix(prefix) => (prefix.clone(), KeyRange::prefix_end(prefix)),
-        KeyRange::Span { start, end } => (start.clone(), end.clone()),
-    }
-}
-
 /// The entries of `keys` in the order of their keys.
 fn entries<'a>(map: &'a Map, keys: &KeyRange) -> impl Iterator<Item = Arc<Entry>> + use<'a> {
-    let (start, end) = bounds(keys);
+    let (start, end) = keys.bounds();
     let empty = !end.is_empty() && start >= end;
     let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end.as_slice()) };
     let (one, many) = match keys {
@@ -168,7 +160,10 @@ pub(crate) fn apply(
     txn: &Txn,
     surroundings: &Surroundings<'_>,
 ) -> Result<Applied, WriteError> {
-    let before = Before::of(state, txn)?;
+    let before = match Before::of(state, txn) {
+        Ok(before) => before,
+        Err(error) => return Err(foremost(state, txn, surroundings, error.into())),
+    };
     let base_revision = state.revision;
     let revision = base_revision + 1;
     let (events, touched) = (Vec::new(), HashSet::new());
@@ -186,7 +181,7 @@ pub(crate) fn apply(
         Err(error) => {
             let Evaluation { state, events, .. } = evaluation;
             events.iter().rev().for_each(|event| state.undo(event));
-            Err(error)
+            Err(foremost(state, txn, surroundings, error))
         }
     }
 }
@@ -232,7 +227,7 @@ impl Before {
                 Op::Range(range) if range.revision.is_some() => {
                     self.ranges.push_back(state.range(range)?);
                 }
-                Op::Put { .. } | Op::Delete(_) | Op::Range(_) => {}
+                Op::Put { .. } | Op::Update { .. } | Op::Delete(_) | Op::Range(_) => {}
             }
         }
         Ok(())
@@ -260,6 +255,7 @@ impl Evaluation<'_> {
     fn op(&mut self, op: &Op) -> Result<OpResult, WriteError> {
         match op {
             Op::Put { key, value, lease } => self.put(key, value, *lease),
+            Op::Update { key, value, lease } => self.update(key, value.as_ref(), *lease),
             Op::Delete(keys) => self.delete(keys),
             Op::Range(range) => {
                 let before = range.revision.and_then(|_| self.before.ranges.pop_front());
@@ -300,9 +296,7 @@ impl Evaluation<'_> {
     }
 
     fn put(&mut self, key: &[u8], value: &Bytes, lease: i64) -> Result<OpResult, WriteError> {
-        if lease != 0 && !(self.surroundings.lease_exists)(lease) {
-            return Err(WriteError::LeaseNotFound { id: lease });
-        }
+        check_lease(self.surroundings, lease)?;
         self.touch(key)?;
         let previous = self.state.map.get(key).cloned();
         let key = previous.as_ref().map_or_else(|| Bytes::copy_from_slice(key), |p| p.key.clone());
@@ -321,6 +315,16 @@ impl Evaluation<'_> {
         Ok(OpResult::Put { previous, entry })
     }
 
+    fn update(
+        &mut self,
+        key: &[u8],
+        value: Option<&Bytes>,
+        lease: Option<i64>,
+    ) -> Result<OpResult, WriteError> {
+        let Some(kept) = self.state.map.get(key).cloned() else { return Err(not_found(key)) };
+        self.put(key, value.unwrap_or(&kept.value), lease.unwrap_or(kept.lease))
+    }
+
     fn delete(&mut self, keys: &KeyRange) -> Result<OpResult, WriteError> {
         let deleted: Vec<_> = entries(&self.state.map, keys).collect();
         for entry in &deleted {
@@ -330,6 +334,41 @@ impl Evaluation<'_> {
         }
         Ok(OpResult::Delete { deleted })
     }
+}
+
+/// Which error is told when a transaction has several: as in etcd a put's goes before a range's.
+fn foremost(
+    state: &Snapshot,
+    txn: &Txn,
+    surroundings: &Surroundings<'_>,
+    first: WriteError,
+) -> WriteError {
+    refused_put(state, txn, surroundings).unwrap_or(first)
+}
+
+fn refused_put(state: &Snapshot, txn: &Txn, surroundings: &Surroundings<'_>) -> Option<WriteError> {
+    let succeeded = txn.compare.iter().all(|compare| holds(&state.map, compare));
+    let ops = if succeeded { &txn.success } else { &txn.failure };
+    ops.iter().find_map(|op| match op {
+        Op::Put { lease, .. } => check_lease(surroundings, *lease).err(),
+        Op::Update { key, lease, .. } if state.map.contains_key(key.as_slice()) => {
+            check_lease(surroundings, lease.unwrap_or(0)).err()
+        }
+        Op::Update { key, .. } => Some(not_found(key)),
+        Op::Txn(inner) => refused_put(state, inner, surroundings),
+        Op::Delete(_) | Op::Range(_) => None,
+    })
+}
+
+fn check_lease(surroundings: &Surroundings<'_>, id: i64) -> Result<(), WriteError> {
+    if id == 0 || (surroundings.lease_exists)(id) {
+        return Ok(());
+    }
+    Err(WriteError::LeaseNotFound { id })
+}
+
+fn not_found(key: &[u8]) -> WriteError {
+    WriteError::KeyNotFound { key: String::from_utf8_lossy(key).into_owned() }
 }
 
 fn holds(map: &Map, compare: &Compare) -> bool {

@@ -1,6 +1,8 @@
 //! Owns the words of a request: key ranges, comparisons, operations, transactions, and their results and errors.
 //! Decides nothing; `state` evaluates.
 
+pub(crate) mod check;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +35,15 @@ impl KeyRange {
             Self::Span { start, end } => {
                 key >= start.as_slice() && (end.is_empty() || key < end.as_slice())
             }
+        }
+    }
+
+    /// The first key, and the first one behind; an empty end has no upper bound.
+    pub(crate) fn bounds(&self) -> (Vec<u8>, Vec<u8>) {
+        match self {
+            Self::Key(key) => (key.clone(), [key, &[0][..]].concat()),
+            Self::Prefix(prefix) => (prefix.clone(), Self::prefix_end(prefix)),
+            Self::Span { start, end } => (start.clone(), end.clone()),
         }
     }
 
@@ -162,6 +173,15 @@ pub enum Op {
         /// The lease that it dies with; 0: none.
         lease: i64,
     },
+    /// Sets a key that exists, and keeps something of it.
+    Update {
+        /// The key.
+        key: Vec<u8>,
+        /// The value; `None` keeps the one that is there.
+        value: Option<Bytes>,
+        /// The lease; `None` keeps the one that is there.
+        lease: Option<i64>,
+    },
     /// Deletes keys.
     Delete(KeyRange),
     /// Reads keys, with what earlier operations of the transaction did.
@@ -183,7 +203,7 @@ impl Op {
 
     fn writes(&self) -> bool {
         match self {
-            Self::Put { .. } | Self::Delete(_) => true,
+            Self::Put { .. } | Self::Update { .. } | Self::Delete(_) => true,
             Self::Range(_) => false,
             Self::Txn(txn) => txn.writes(),
         }
@@ -192,6 +212,7 @@ impl Op {
     fn bytes(&self) -> usize {
         match self {
             Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Update { key, value, .. } => key.len() + value.as_ref().map_or(0, Bytes::len),
             Self::Delete(_) | Self::Range(_) => 0,
             Self::Txn(txn) => txn.bytes(),
         }
@@ -240,7 +261,7 @@ pub struct TxnResult {
 /// What one operation did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpResult {
-    /// Of [`Op::Put`].
+    /// Of [`Op::Put`] and [`Op::Update`].
     Put {
         /// The key before.
         previous: Option<Arc<Entry>>,
@@ -288,6 +309,21 @@ pub enum WriteError {
         /// The key, as text.
         key: String,
     },
+    /// A key of no bytes.
+    #[error("key is not provided")]
+    EmptyKey,
+    /// More comparisons or operations than a transaction takes.
+    #[error("too many operations in transaction (at most {ops_max})")]
+    TooManyOps {
+        /// What is taken.
+        ops_max: usize,
+    },
+    /// A value or a lease is to be kept, and the key is not there.
+    #[error("key not found: {key:?}")]
+    KeyNotFound {
+        /// The key, as text.
+        key: String,
+    },
     /// The transaction, or the key, is larger than the log takes.
     #[error("transaction of {bytes} bytes is too large (at most {bytes_max})")]
     TooLarge {
@@ -312,7 +348,7 @@ pub enum WriteError {
         id: i64,
     },
     /// A lease of this length is not granted.
-    #[error("lease of {ttl_seconds} s is out of range (1 to {ttl_seconds_max})")]
+    #[error("lease of {ttl_seconds} s is too long (at most {ttl_seconds_max})")]
     LeaseTtl {
         /// What was asked for.
         ttl_seconds: i64,

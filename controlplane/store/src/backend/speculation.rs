@@ -25,6 +25,7 @@ pub(crate) enum Answer {
     Unit(Reply<()>, Result<(), WriteError>),
     Number(Reply<i64>, Result<i64, WriteError>),
     Lease(Reply<LeaseStatus>, Result<LeaseStatus, WriteError>),
+    Leases(Reply<Vec<i64>>, Result<Vec<i64>, WriteError>),
 }
 
 impl Answer {
@@ -37,6 +38,7 @@ impl Answer {
             | Command::LeaseRevoke(_, reply)
             | Command::LeaseKeepAlive(_, reply) => Self::Number(reply, Err(why)),
             Command::LeaseTimeToLive(_, reply) => Self::Lease(reply, Err(why)),
+            Command::Leases(reply) => Self::Leases(reply, Err(why)),
         }
     }
 
@@ -55,6 +57,7 @@ impl Answer {
             Self::Unit(reply, result) => send(reply, flushed, result),
             Self::Number(reply, result) => send(reply, flushed, result),
             Self::Lease(reply, result) => send(reply, flushed, result),
+            Self::Leases(reply, result) => send(reply, flushed, result),
         }
     }
 }
@@ -126,6 +129,7 @@ impl Speculation {
             Command::LeaseTimeToLive(id, reply) => {
                 Answer::Lease(reply, self.leases.status(id, Instant::now()))
             }
+            Command::Leases(reply) => Answer::Leases(reply, Ok(self.leases.ids())),
         }
     }
 
@@ -256,7 +260,7 @@ fn logged<'a>(event: &'a Event, sealed: Option<&'a [u8]>) -> Op<'a> {
 fn check_keys(txn: &Txn) -> Result<(), WriteError> {
     for op in txn.success.iter().chain(&txn.failure) {
         match op {
-            crate::Op::Put { key, .. } => check_key(key)?,
+            crate::Op::Put { key, .. } | crate::Op::Update { key, .. } => check_key(key)?,
             crate::Op::Txn(inner) => check_keys(inner)?,
             crate::Op::Delete(_) | crate::Op::Range(_) => {}
         }

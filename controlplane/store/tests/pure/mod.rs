@@ -87,6 +87,8 @@ impl Pure {
 
     /// `None`: refused, for changing a key twice.
     pub fn txn(&mut self, txn: &Txn) -> Option<TxnResult> {
+        changes(&txn.success)?;
+        changes(&txn.failure)?;
         let before = self.maps.last().unwrap().clone();
         let revision = self.revision() + 1;
         // Once to see whether a revision is used, once with what is then known.
@@ -101,6 +103,33 @@ impl Pure {
         }
         Some(result)
     }
+}
+
+/// What the operations can change, in any state; `None`: a key twice.
+fn changes(ops: &[Op]) -> Option<(BTreeSet<Vec<u8>>, Vec<KeyRange>)> {
+    let (mut puts, mut deletes) = (BTreeSet::new(), Vec::new());
+    for op in ops {
+        let (mut new_puts, mut new_deletes) = (BTreeSet::new(), Vec::new());
+        match op {
+            Op::Put { key, .. } | Op::Update { key, .. } => drop(new_puts.insert(key.clone())),
+            Op::Delete(keys) => new_deletes.push(keys.clone()),
+            Op::Txn(txn) => {
+                for branch in [&txn.success, &txn.failure] {
+                    let (puts, deletes) = changes(branch)?;
+                    new_puts.extend(puts);
+                    new_deletes.extend(deletes);
+                }
+            }
+            Op::Range(_) => {}
+        }
+        let deleted = |key: &Vec<u8>, by: &[KeyRange]| by.iter().any(|keys| keys.contains(key));
+        let twice = new_puts.iter().any(|key| puts.contains(key) || deleted(key, &deletes))
+            || puts.iter().any(|key| deleted(key, &new_deletes));
+        (!twice).then_some(())?;
+        puts.extend(new_puts);
+        deletes.extend(new_deletes);
+    }
+    Some((puts, deletes))
 }
 
 fn limited(map: &Map, keys: &KeyRange, limit: usize, revision: i64) -> RangeResult {
@@ -149,6 +178,7 @@ impl Working {
                 self.changes.push(Change { revision: self.revision, before: was, after: is });
                 OpResult::Put { previous, entry }
             }
+            Op::Update { .. } => unreachable!("not generated"),
             Op::Delete(keys) => {
                 let deleted: Vec<_> =
                     self.map.values().filter(|e| keys.contains(&e.key)).cloned().collect();
