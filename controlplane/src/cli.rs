@@ -14,7 +14,10 @@ pub const CONFIG_FILE: &str = "/etc/flotilla/controlplane.toml";
 const FILES: &str = "\
 Files:
   /etc/flotilla/controlplane.toml            optional configuration; flags override it
-  /var/lib/flotilla/controlplane/pki         cluster CA, certificates and keys (0700)
+  /var/lib/flotilla/controlplane/cluster-secret
+                                             opens what is sealed in the state and in snapshots of it (0600): keep
+                                             a copy with your backups
+  /var/lib/flotilla/controlplane/pki         certificates and keys (0700); those of the cluster stand in the state, too
   /var/lib/flotilla/controlplane/store       the cluster's state
   /var/lib/flotilla/controlplane/admin.kubeconfig
                                              the administrator's kubeconfig (0600)
@@ -66,6 +69,10 @@ pub struct RunArgs {
     /// Folder of all state
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
+    /// File of the cluster secret, for a further master or after a restore [default: cluster-secret in the data folder; made
+    /// at the first start]
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
     /// Address to listen on [default: every address]
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<IpAddr>,

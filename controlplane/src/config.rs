@@ -15,6 +15,8 @@ use crate::cli::{CONFIG_FILE, RunArgs};
 pub struct Config {
     /// Folder of all state.
     pub data_dir: PathBuf,
+    /// File of the cluster secret; `None`: that in the data folder.
+    pub cluster_secret_file: Option<PathBuf>,
     /// Address to listen on; `None`: every address, of both families.
     pub bind_address: Option<IpAddr>,
     /// Port of the API.
@@ -76,6 +78,7 @@ pub enum ConfigError {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    cluster_secret_file: Option<PathBuf>,
     bind_address: Option<IpAddr>,
     secure_port: Option<u16>,
     advertise_address: Option<IpAddr>,
@@ -145,6 +148,7 @@ impl Config {
         let mask = args.node_cidr_mask_size.or(file.node_cidr_mask_size).unwrap_or(24);
         let config = Self {
             data_dir: args.data_dir,
+            cluster_secret_file: args.cluster_secret_file.or(file.cluster_secret_file),
             bind_address: args.bind_address.or(file.bind_address),
             secure_port: args.secure_port.or(file.secure_port).unwrap_or(6443),
             advertise_address: args.advertise_address.or(file.advertise_address),

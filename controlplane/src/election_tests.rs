@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::pki::Pki;
+use crate::pki::{CA, Pki, SERVICE_ACCOUNT_KEY};
 
 const SHORT: Timing = Timing {
     lease: Duration::from_secs(2),
@@ -50,7 +50,8 @@ impl tower::Service<Request<kube::client::Body>> for Line {
 }
 
 async fn server(dir: &std::path::Path) -> ApiServer {
-    let pki = Pki::open(&dir.join("pki"), Timestamp::now()).unwrap();
+    let ca = (CA.make)(Timestamp::now()).unwrap().try_into().unwrap();
+    let pki = Pki::open(&dir.join("pki"), ca).unwrap();
     let mut settings = store::Config::new(dir.join("store"));
     settings.extract = Arc::new(ObjectExtract::builtin());
     let config = apiserver::Config {
@@ -60,7 +61,7 @@ async fn server(dir: &std::path::Path) -> ApiServer {
         node_ports: (30000, 32767),
         cluster_domain: "cluster.local".into(),
         ca_pem: pki.ca().certificate_pem.clone(),
-        service_account_key_pem: pki.service_account_key().unwrap(),
+        service_account_key_pem: (SERVICE_ACCOUNT_KEY.make)(Timestamp::now()).unwrap().concat(),
         service_account_public_keys_pem: Vec::new(),
         service_account_issuer: "https://kubernetes.default.svc".into(),
         api_audiences: vec!["https://kubernetes.default.svc".into()],

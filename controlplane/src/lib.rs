@@ -12,6 +12,7 @@ pub mod in_process;
 pub mod kubeconfig;
 pub mod pki;
 pub mod run;
+pub mod secrets;
 pub mod status;
 pub mod tls;
 pub mod tokens;

@@ -1,5 +1,6 @@
-//! Owns the cluster's keys and certificates as files: made at the first start, renewed when they are about to end or no longer say
-//! what they should. What is wanted of a certificate is decided purely ([`plan`]); the rest reads and writes `pki/`.
+//! Owns the cluster's keys and certificates: how the shared ones are made (`secrets` keeps them), and the certificates of this master as
+//! files, renewed when they are about to end or no longer say what they should. What is wanted of a certificate is decided purely
+//! ([`plan`]); the rest reads and writes `pki/`.
 //!
 //! Every key is ECDSA P-256 (PKCS#8 PEM, 0600), the folder 0700.
 
@@ -17,6 +18,8 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+
+use crate::secrets::{Shared, Unfit};
 
 const DIR_MODE: u32 = 0o700;
 const KEY_MODE: u32 = 0o600;
@@ -73,6 +76,16 @@ pub struct Pair {
 impl std::fmt::Debug for Pair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pair").finish_non_exhaustive()
+    }
+}
+
+impl TryFrom<Vec<String>> for Pair {
+    type Error = Vec<String>;
+
+    /// A certificate's text and its key's, in this order.
+    fn try_from(texts: Vec<String>) -> Result<Self, Vec<String>> {
+        <[String; 2]>::try_from(texts)
+            .map(|[certificate_pem, key_pem]| Self { certificate_pem, key_pem })
     }
 }
 
@@ -134,29 +147,15 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Reads the CA in `dir`, or makes the folder and the CA.
+    /// A PKI of a CA, as [`CA`] has it; leaves are kept in `dir`, which is made where it is missing.
     ///
     /// # Errors
-    /// A file can't be used.
-    pub fn open(dir: &Path, now: Timestamp) -> Result<Self, PkiError> {
+    /// The folder can't be made, or the CA can't be used.
+    pub fn open(dir: &Path, ca: Pair) -> Result<Self, PkiError> {
         let made = fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
         made.map_err(|source| PkiError::File { path: dir.to_owned(), source })?;
-        let (path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        let ca = match (read(&path)?, read(&key_path)?) {
-            (Some(certificate_pem), Some(key_pem)) => Pair { certificate_pem, key_pem },
-            (None, None) => {
-                let ca = make_ca(now)?;
-                write(&key_path, &ca.key_pem, KEY_MODE)?;
-                write(&path, &ca.certificate_pem, CERTIFICATE_MODE)?;
-                tracing::info!(file = %path.display(), "made the cluster's CA");
-                ca
-            }
-            // Half a CA is a damaged one; a new one would shut every node out.
-            (None, Some(_)) => return Err(PkiError::Unusable { path, what: "certificate" }),
-            (Some(_), None) => return Err(PkiError::Unusable { path: key_path, what: "key" }),
-        };
-        let authority = subject_key_id(&ca.certificate_pem);
-        let authority = authority.ok_or(PkiError::Unusable { path, what: "CA certificate" })?;
+        let unusable = || PkiError::Unusable { path: dir.join("ca.crt"), what: "CA certificate" };
+        let authority = subject_key_id(&ca.certificate_pem).ok_or_else(unusable)?;
         Ok(Self { dir: dir.to_owned(), ca, authority })
     }
 
@@ -189,22 +188,18 @@ impl Pki {
         }
     }
 
-    /// The key that signs service-account tokens, as PKCS#8 PEM; its public half stands in `sa.pub`.
+    /// Writes the public half of the key that signs service-account tokens to `sa.pub`, where it isn't there.
     ///
     /// # Errors
-    /// A file can't be used.
-    pub fn service_account_key(&self) -> Result<String, PkiError> {
-        let path = self.dir.join("sa.key");
-        if let Some(key_pem) = read(&path)? {
-            return match KeyPair::from_pem(&key_pem) {
-                Ok(_) => Ok(key_pem),
-                Err(_) => Err(PkiError::Unusable { path, what: "key" }),
-            };
+    /// The key or the file can't be used.
+    pub fn publish_service_account_key(&self, key_pem: &str) -> Result<(), PkiError> {
+        let unusable = || PkiError::Unusable { path: self.dir.join("sa.key"), what: "key" };
+        let public = KeyPair::from_pem(key_pem).map_err(|_| unusable())?.public_key_pem();
+        let path = self.dir.join("sa.pub");
+        match read(&path)? {
+            Some(found) if found == public => Ok(()),
+            _ => write(&path, &public, CERTIFICATE_MODE),
         }
-        let key = new_key("sa")?;
-        write(&path, &key.serialize_pem(), KEY_MODE)?;
-        write(&self.dir.join("sa.pub"), &key.public_key_pem(), CERTIFICATE_MODE)?;
-        Ok(key.serialize_pem())
     }
 
     fn make_leaf(&self, wanted: &Wanted, now: Timestamp) -> Result<Pair, PkiError> {
@@ -249,12 +244,47 @@ pub fn not_after(certificate_pem: &str) -> Option<Timestamp> {
     facts(certificate_pem).map(|facts| facts.not_after)
 }
 
-fn make_ca(now: Timestamp) -> Result<Pair, PkiError> {
-    let fail = |source| PkiError::Make { name: "ca".to_owned(), source };
+/// The cluster's CA.
+pub const CA: Shared = Shared {
+    names: &["ca.crt", "ca.key"],
+    make: |now| make_ca("kubernetes", now),
+    check: check_ca,
+};
+
+/// The CA of the etcd protocol's TLS port: who is let in there may do everything, past the API's rules.
+pub const ETCD_CA: Shared = Shared {
+    names: &["etcd-ca.crt", "etcd-ca.key"],
+    make: |now| make_ca("etcd-ca", now),
+    check: check_ca,
+};
+
+/// The key that signs service-account tokens, as PKCS#8 PEM.
+pub const SERVICE_ACCOUNT_KEY: Shared = Shared {
+    names: &["sa.key"],
+    make: |_| Ok(vec![new_key("sa")?.serialize_pem()]),
+    check: |texts| match texts.first().map(|key_pem| KeyPair::from_pem(key_pem)) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err((0, "key")),
+    },
+};
+
+fn check_ca(texts: &[String]) -> Result<(), Unfit> {
+    let [certificate_pem, key_pem] = texts else { return Err((0, "certificate with its key")) };
+    if subject_key_id(certificate_pem).is_none() {
+        return Err((0, "CA certificate"));
+    }
+    if !belongs(certificate_pem, key_pem) {
+        return Err((1, "key of the certificate beside it"));
+    }
+    Ok(())
+}
+
+fn make_ca(name: &str, now: Timestamp) -> Result<Vec<String>, PkiError> {
+    let fail = |source| PkiError::Make { name: name.to_owned(), source };
     let floor = CLOCK_FLOOR.parse().unwrap_or(now);
     let mut params = CertificateParams::new(Vec::new()).map_err(fail)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,
@@ -263,9 +293,9 @@ fn make_ca(now: Timestamp) -> Result<Pair, PkiError> {
     ];
     set_validity(&mut params, (days(now.min(floor), -1), days(now.max(floor), CA_DAYS)));
     params.serial_number = Some(serial()?);
-    let key = new_key("ca")?;
+    let key = new_key(name)?;
     let certificate = params.self_signed(&key).map_err(fail)?;
-    Ok(Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    Ok(vec![certificate.pem(), key.serialize_pem()])
 }
 
 fn new_key(name: &str) -> Result<KeyPair, PkiError> {
@@ -414,20 +444,27 @@ mod tests {
         }
     }
 
+    fn open(dir: &Path, now: Timestamp) -> Pki {
+        Pki::open(dir, (CA.make)(now).unwrap().try_into().unwrap()).unwrap()
+    }
+
     #[test]
     fn certificates_are_made_once_and_renewed_for_a_reason() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("pki");
         let now = at("2026-06-01T12:00:00Z");
-        let pki = Pki::open(&dir, now).unwrap();
+        let pki = open(&dir, now);
         let names = wanted(&["kubernetes", "10.96.0.1", "::1"]);
         let first = pki.ensure(&names, now).unwrap();
         assert!(belongs(&first.certificate_pem, &first.key_pem));
         let mode = |name| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("ca.key"), mode("apiserver.key"), mode(".")), (0o600, 0o600, 0o700));
+        assert_eq!(
+            (mode("apiserver.key"), mode("apiserver.crt"), mode(".")),
+            (0o600, 0o644, 0o700)
+        );
 
-        let pki = Pki::open(&dir, now).unwrap();
+        let pki = Pki::open(&dir, pki.ca().clone()).unwrap();
         let fewer = wanted(&["kubernetes"]);
         assert_eq!(pki.ensure(&fewer, days(now, 200)).unwrap(), first, "kept");
         let more = pki.ensure(&wanted(&["kubernetes", "192.168.1.2"]), now).unwrap();
@@ -438,28 +475,27 @@ mod tests {
         assert_ne!(earlier, older, "not valid yet");
         fs::write(dir.join("apiserver.key"), &first.key_pem).unwrap();
         assert_ne!(pki.ensure(&fewer, now).unwrap().key_pem, first.key_pem, "another's key");
-        let key = pki.service_account_key().unwrap();
-        assert_eq!(pki.service_account_key().unwrap(), key);
+        let other = open(&dir, now);
+        assert_ne!(other.ensure(&fewer, now).unwrap(), earlier, "another CA");
     }
 
     #[test]
-    fn half_a_ca_is_refused_and_a_new_ca_signs_anew() {
-        let dir = tempfile::tempdir().unwrap();
+    fn shared_secrets_are_what_their_names_say() {
         let now = at("2026-06-01T12:00:00Z");
-        let first = Pki::open(dir.path(), now).unwrap();
-        let leaf = first.ensure(&wanted(&["a"]), now).unwrap();
-        fs::remove_file(dir.path().join("ca.key")).unwrap();
-        let error = Pki::open(dir.path(), now).unwrap_err().to_string();
-        assert!(error.contains("ca.key is not a usable key"), "{error}");
-        fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        let second = Pki::open(dir.path(), now).unwrap();
-        assert_ne!(second.ensure(&wanted(&["a"]), now).unwrap(), leaf);
+        for shared in [CA, ETCD_CA, SERVICE_ACCOUNT_KEY] {
+            let texts = (shared.make)(now).unwrap();
+            assert_eq!((texts.len(), (shared.check)(&texts)), (shared.names.len(), Ok(())));
+            assert!((shared.check)(&vec!["x".to_owned(); texts.len()]).is_err());
+        }
+        let (one, other) = ((CA.make)(now).unwrap(), (CA.make)(now).unwrap());
+        let mixed = [one[0].clone(), other[1].clone()];
+        assert_eq!(check_ca(&mixed), Err((1, "key of the certificate beside it")));
     }
 
     #[test]
     fn a_ca_of_a_device_without_a_clock_is_good_when_the_clock_is_set() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path(), at("1970-01-01T00:01:00Z")).unwrap();
+        let pki = open(dir.path(), at("1970-01-01T00:01:00Z"));
         let facts = facts(&pki.ca().certificate_pem).unwrap();
         assert!(facts.not_after > at("2035-01-01T00:00:00Z"), "{facts:?}");
         assert!(facts.not_before <= at("1970-01-01T00:00:00Z"), "{facts:?}");

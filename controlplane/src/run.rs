@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::in_process::{self, CONTROLLERS, SCHEDULER};
-use crate::pki::{Pair, Pki, Wanted};
+use crate::pki::{self, Pair, Pki, Wanted};
+use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
 use crate::{addresses, dns_service, kubeconfig, status};
 
@@ -67,8 +68,10 @@ async fn master(config: Config) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     made.with_context(|| config.data_dir.display().to_string())?;
     // First the store: its lock says that no other process has the folder.
-    let store = open_store(&config.data_dir)?;
-    let identity = Identity::open(config, Timestamp::now())?;
+    let loaded = Loaded::read(&config.data_dir, config.cluster_secret_file.as_deref())?;
+    let store = open_store(&config.data_dir, &loaded)?;
+    let secrets = Secrets::open(store.clone(), loaded).await?;
+    let identity = Identity::open(config, &secrets, Timestamp::now()).await?;
     let parts = Parts::start(identity, listener, store.clone()).await?;
     let result = parts.run(&mut stop).await;
     store.close().await;
@@ -103,11 +106,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn open_store(data_dir: &Path) -> anyhow::Result<Store> {
+fn open_store(data_dir: &Path, loaded: &Loaded) -> anyhow::Result<Store> {
     let mut config = store::Config::new(data_dir.join("store"));
     config.extract = Arc::new(ObjectExtract::builtin());
     config.volatile_prefixes = vec![VOLATILE_PREFIX.to_vec()];
-    Ok(Store::open(config)?)
+    config.seal = Some(loaded.ring().clone());
+    Store::open(config).map_err(|error| loaded.explain(error).into())
 }
 
 /// The keys and certificates of this master, and what stands in them.
@@ -157,16 +161,21 @@ fn wanted_serving(config: &Config, advertise: IpAddr) -> anyhow::Result<Wanted> 
 }
 
 impl Identity {
-    fn open(config: Config, now: Timestamp) -> anyhow::Result<Self> {
+    async fn open(config: Config, secrets: &Secrets, now: Timestamp) -> anyhow::Result<Self> {
         let advertise = config.advertise_address.or_else(addresses::default_address);
         let advertise = advertise.unwrap_or_else(|| {
             tracing::warn!("the machine has no address but loopback; restart the master when it has one, or give --advertise-address, so that nodes can join");
             Ipv4Addr::LOCALHOST.into()
         });
-        let pki = Pki::open(&config.data_dir.join("pki"), now)?;
+        let dir = config.data_dir.join("pki");
+        let ca = secrets.shared(&dir, &pki::CA, now).await?.try_into();
+        let pki = Pki::open(&dir, ca.map_err(|_| anyhow::anyhow!("a CA has two parts"))?)?;
+        let service_account_key =
+            secrets.shared(&dir, &pki::SERVICE_ACCOUNT_KEY, now).await?.concat();
+        pki.publish_service_account_key(&service_account_key)?;
         let serving = pki.ensure(&wanted_serving(&config, advertise)?, now)?;
         let identity = Self {
-            service_account_key: pki.service_account_key()?,
+            service_account_key,
             shown: Shown::new(&serving)?,
             admin: pki.ensure(&wanted_admin(), now)?,
             node_client: pki.ensure(&wanted_node_client(), now)?,
