@@ -61,7 +61,7 @@ pub struct Written {
 pub(crate) struct Published {
     snapshot: RwLock<Snapshot>,
     pub(crate) hub: Arc<Hub>,
-    seal: Option<Arc<dyn Seal>>,
+    pub(crate) seal: Option<Arc<dyn Seal>>,
 }
 
 impl Published {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use imbl::OrdMap;
 
 use crate::revision::Event;
 use crate::txn::WriteError;
@@ -139,9 +140,9 @@ impl Leases {
         self.due.iter().map(|(_, id)| *id).collect()
     }
 
-    /// Every lease with its length, for a checkpoint.
-    pub(crate) fn granted(&self) -> Vec<(i64, Duration)> {
-        self.all.iter().map(|(id, lease)| (*id, lease.granted)).collect()
+    /// The length of each lease.
+    pub(crate) fn granted_seconds(&self) -> OrdMap<i64, u64> {
+        self.all.iter().map(|(id, lease)| (*id, lease.granted.as_secs())).collect()
     }
 }
 

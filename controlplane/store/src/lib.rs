@@ -10,6 +10,7 @@ mod lease;
 mod log;
 mod revision;
 pub mod seal;
+pub mod snapshot;
 mod state;
 mod txn;
 mod watch;
@@ -261,6 +262,12 @@ impl Store {
     /// The store is closed.
     pub async fn leases(&self) -> Result<Vec<i64>, WriteError> {
         self.submit(Command::Leases).await
+    }
+
+    /// The store's present revision as a file, piece by piece, while the store goes on.
+    pub fn snapshot(&self) -> snapshot::Reader {
+        let published = &self.inner.published;
+        snapshot::Reader::new(published.snapshot(), published.seal.clone())
     }
 
     /// What the store holds and did.

@@ -8,6 +8,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod disk;
+pub(crate) mod dump;
 pub(crate) mod faulty;
 pub(crate) mod payload;
 pub(crate) mod record;
@@ -69,13 +70,16 @@ pub enum OpenError {
     },
     /// Something that was durable is not there as it was written. Nothing was changed; restore a snapshot.
     #[error(
-        "{file} is damaged at offset {offset}: {what}; acknowledged writes would be lost, so the store is not opened"
+        "{file} is damaged at offset {offset}, behind revision {revision}: {what}; acknowledged writes would be lost, so the \
+         store is not opened"
     )]
     Damaged {
         /// The file.
         file: String,
         /// Where.
         offset: usize,
+        /// The revision of what stands before that and is good; 0: nothing does.
+        revision: Revision,
         /// What is wrong.
         what: &'static str,
     },
@@ -104,8 +108,13 @@ impl OpenError {
         move |source| Self::Io { file: file.to_owned(), doing, source }
     }
 
-    pub(crate) fn damaged(file: &str, offset: usize, what: &'static str) -> Self {
-        Self::Damaged { file: file.to_owned(), offset, what }
+    pub(crate) fn damaged(
+        file: &str,
+        offset: usize,
+        revision: Revision,
+        what: &'static str,
+    ) -> Self {
+        Self::Damaged { file: file.to_owned(), offset, revision, what }
     }
 
     pub(crate) fn newer(file: &str, version: u8) -> Self {
@@ -190,7 +199,8 @@ impl Log {
             disk.remove(name).map_err(OpenError::io(name, "removed"))?;
         }
         let checkpoints = checkpoint::load(&*disk, &names, replay)?;
-        let base = checkpoints.first().map_or(0, |base| base.sequence);
+        let nothing = CheckpointInfo { sequence: 0, revision: 0 };
+        let base = checkpoints.first().copied().unwrap_or(nothing);
         let recovered = segment::recover(&*disk, &names, base, replay)?;
         let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);

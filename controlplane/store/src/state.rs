@@ -26,6 +26,8 @@ pub(crate) struct Snapshot {
     pub(crate) revision: Revision,
     /// Bytes of all keys and values.
     pub(crate) bytes: usize,
+    /// The length of each lease, in seconds.
+    pub(crate) leases: OrdMap<i64, u64>,
     /// What volatile keys did up to here died with an earlier process.
     pub(crate) volatile_floor: Revision,
     pub(crate) volatile_prefixes: Arc<[Vec<u8>]>,

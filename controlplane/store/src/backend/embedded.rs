@@ -17,6 +17,7 @@ use crate::backend::speculation::{Answer, Speculation};
 use crate::backend::{Backend, Command, Published, Written};
 use crate::log::checkpoint::{self, CheckpointInfo, Contents};
 use crate::log::disk::Disk;
+use crate::log::dump::Dump;
 use crate::log::{Counters, Log, LogError, OpenError};
 use crate::txn::WriteError;
 use crate::{Config, KEY_BYTES_MAX};
@@ -190,7 +191,7 @@ impl Committer {
             return;
         }
         let events = self.speculation.take_events();
-        if !events.is_empty() || self.speculation.take_compacted() {
+        if !events.is_empty() || self.speculation.take_changed() {
             self.published.publish(self.speculation.snapshot().clone());
         }
         // Watchers first: whoever sees the answer finds what it changed in every watcher's queue, so a projection that is
@@ -218,23 +219,20 @@ impl Committer {
     }
 
     fn start_checkpoint(&mut self) {
-        let (leases, reserved) = self.speculation.leases_and_reserved();
+        let (snapshot, seal) = (self.speculation.snapshot().clone(), self.speculation.seal());
+        let dump = Dump::new(snapshot, self.speculation.reserved(), seal.cloned());
         let contents = Contents {
             disk: self.log.disk().clone(),
             counters: self.log.counters().clone(),
             sequence: self.log.durable(),
-            snapshot: self.speculation.snapshot().clone(),
-            seal: self.speculation.seal().cloned(),
-            reserved,
-            leases,
+            dump,
             stop: self.stop.clone(),
         };
         self.log.checkpoint_started();
         let queue = self.queue.clone();
         let thread = std::thread::Builder::new().name("store-checkpoint".to_owned());
         let started = thread.spawn(move || {
-            let result = checkpoint::write(&contents);
-            drop(contents);
+            let result = checkpoint::write(contents);
             // A closed queue: the next process finds the checkpoint by its name.
             drop(queue.push(Item::Checkpointed(result)));
         });

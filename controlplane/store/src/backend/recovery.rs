@@ -50,6 +50,7 @@ impl<'a> Recovery<'a> {
             history: self.history,
             revision,
             bytes: self.bytes,
+            leases: self.leases.granted_seconds(),
             volatile_floor: if revision > FIRST_REVISION { revision } else { 0 },
             volatile_prefixes: prefixes.as_slice().into(),
         };

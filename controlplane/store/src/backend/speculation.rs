@@ -68,7 +68,8 @@ pub(crate) struct Speculation {
     leases: Leases,
     reserved: Revision,
     events: Vec<Arc<Event>>,
-    compacted: bool,
+    /// The history was compacted, or there are other leases.
+    changed: bool,
     config: Config,
 }
 
@@ -79,7 +80,7 @@ impl Speculation {
         reserved: Revision,
         config: Config,
     ) -> Self {
-        Self { snapshot, leases, reserved, events: Vec::new(), compacted: false, config }
+        Self { snapshot, leases, reserved, events: Vec::new(), changed: false, config }
     }
 
     pub(crate) fn snapshot(&self) -> &Snapshot {
@@ -94,8 +95,9 @@ impl Speculation {
         self.leases.next_expiry()
     }
 
-    pub(crate) fn leases_and_reserved(&self) -> (Vec<(i64, Duration)>, Revision) {
-        (self.leases.granted(), self.reserved)
+    /// The highest revision that changes which are not logged may have.
+    pub(crate) fn reserved(&self) -> Revision {
+        self.reserved
     }
 
     /// The changes since the last call, in order.
@@ -103,16 +105,16 @@ impl Speculation {
         std::mem::take(&mut self.events)
     }
 
-    /// Whether the history was compacted since the last call.
-    pub(crate) fn take_compacted(&mut self) -> bool {
-        std::mem::take(&mut self.compacted)
+    /// Whether something else than keys changed since the last call.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Goes back to what is durable. Leases are not undone: nothing reads them once writes are refused.
     pub(crate) fn discard(&mut self, durable: Snapshot) {
         self.snapshot = durable;
         self.events.clear();
-        self.compacted = false;
+        self.changed = false;
     }
 
     pub(crate) fn evaluate(&mut self, command: Command, log: &mut Log) -> Answer {
@@ -217,7 +219,7 @@ impl Speculation {
             return Err(ReadError::Compacted { requested: revision, compact_revision }.into());
         }
         self.snapshot.history.compact(revision);
-        self.compacted = true;
+        self.changed = true;
         log.append(current, |out| Op::Compacted { revision }.encode(out));
         Ok(())
     }
@@ -228,6 +230,8 @@ impl Speculation {
         let random = || RandomState::new().build_hasher().finish().cast_signed();
         let id = self.leases.free_id(id, random)?;
         self.leases.grant(id, ttl, Instant::now());
+        self.snapshot.leases.insert(id, ttl.as_secs());
+        self.changed = true;
         let granted = Op::Granted { lease: id, ttl_seconds: ttl.as_secs() };
         log.append(self.snapshot.revision, |out| granted.encode(out));
         Ok(id)
@@ -243,6 +247,8 @@ impl Speculation {
         let applied = apply(&mut self.snapshot, &txn, &surroundings)?;
         let result = self.record(applied, Some(id), log)?;
         self.leases.remove(id);
+        self.snapshot.leases.remove(&id);
+        self.changed = true;
         Ok(result.revision)
     }
 }

@@ -75,6 +75,22 @@ impl RealDisk {
     }
 }
 
+/// Makes a file that only its owner can read; what had the name is replaced.
+pub(crate) fn create_private(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+    Ok(Arc::new(RealFile(private(path)?)))
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+    options.open(path)
+}
+
+/// Opens a file of whatever folder.
+pub(crate) fn open_for_reading(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+    Ok(Arc::new(RealFile(File::open(path)?)))
+}
+
 impl Disk for RealDisk {
     fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -86,9 +102,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
-        let file = options.open(self.dir.join(name))?;
+        let file = private(&self.dir.join(name))?;
         if bytes > 0 {
             match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
                 Ok(()) => {}

@@ -50,16 +50,16 @@ impl Op<'_> {
     }
 }
 
-/// Appends an entry without its extracts; `value` is its value as files hold it.
-pub(crate) fn encode_entry(out: &mut Vec<u8>, entry: &Entry, value: &[u8]) {
-    bytes(out, &entry.key);
-    bytes(out, value);
+/// Appends an entry.
+pub(crate) fn encode_entry(out: &mut Vec<u8>, entry: RawEntry<'_>) {
+    bytes(out, entry.key);
+    bytes(out, entry.value);
     for own in [entry.create_revision, entry.mod_revision, entry.version, entry.lease] {
         signed(out, own);
     }
 }
 
-/// An entry of a checkpoint.
+/// An entry of a checkpoint; its value is as files hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RawEntry<'a> {
     pub(crate) key: &'a [u8],
@@ -68,6 +68,14 @@ pub(crate) struct RawEntry<'a> {
     pub(crate) mod_revision: Revision,
     pub(crate) version: i64,
     pub(crate) lease: i64,
+}
+
+impl<'a> RawEntry<'a> {
+    pub(crate) fn of(entry: &'a Entry, value: &'a [u8]) -> Self {
+        let Entry { key, create_revision, mod_revision, version, lease, .. } = entry;
+        let (create_revision, mod_revision) = (*create_revision, *mod_revision);
+        Self { key, value, create_revision, mod_revision, version: *version, lease: *lease }
+    }
 }
 
 pub(crate) fn number(out: &mut Vec<u8>, mut number: u64) {

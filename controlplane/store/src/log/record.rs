@@ -4,9 +4,9 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 7 | `FLOTLOG` (segment) or `FLOTCKP` (checkpoint) |
+//! | 0 | 7 | `FLOTLOG` (segment), `FLOTCKP` (checkpoint) or `FLOTSNP` (snapshot) |
 //! | 7 | 1 | format version, 1 |
-//! | 8 | 8 | sequence: of the segment's first record; the last that the checkpoint holds |
+//! | 8 | 8 | sequence: of the segment's first record; the last that the checkpoint holds; a snapshot's revision |
 //! | 16 | 4 | salt, random; seeds the CRC of the file's records, so that no value can look like one |
 //! | 20 | 4 | CRC-32C of bytes 0–19 |
 //! | 24 | 8 | zero |
@@ -48,13 +48,20 @@ const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 pub(crate) enum FileKind {
     Segment,
     Checkpoint,
+    Snapshot,
 }
 
 impl FileKind {
+    /// Whether the first bytes of a file say that it is of this kind.
+    pub(crate) fn begins(self, bytes: &[u8]) -> bool {
+        bytes.starts_with(self.magic())
+    }
+
     fn magic(self) -> &'static [u8; 7] {
         match self {
             Self::Segment => b"FLOTLOG",
             Self::Checkpoint => b"FLOTCKP",
+            Self::Snapshot => b"FLOTSNP",
         }
     }
 }

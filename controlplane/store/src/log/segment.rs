@@ -2,14 +2,21 @@
 
 use std::sync::Arc;
 
+use crate::log::checkpoint::CheckpointInfo;
 use crate::log::disk::{Disk, DiskFile};
 use crate::log::payload::Reader;
 use crate::log::record::{
     BadHead, FILE_HEAD_BYTES, FileHead, FileKind, Header, Kind, Parsed, offsets, parse,
 };
 use crate::log::{LogError, OpenError, Replay, sequences, sync_names};
+use crate::revision::Revision;
 
 const PREFIX: &str = "log-";
+
+/// Whether a file has the name of one.
+pub(crate) fn is_one(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
 
 /// What is known of a segment without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +98,8 @@ struct Recovery<'a> {
     /// Records up to here are in the checkpoint.
     base: u64,
     last_sequence: u64,
+    /// Of the last good record.
+    revision: Revision,
     end: Option<End>,
 }
 
@@ -98,9 +107,10 @@ struct Recovery<'a> {
 pub(crate) fn recover(
     disk: &dyn Disk,
     names: &[String],
-    base: u64,
+    base: CheckpointInfo,
     replay: &mut dyn Replay,
 ) -> Result<Recovered, OpenError> {
+    let CheckpointInfo { sequence: base, revision } = base;
     let all = sequences(names, PREFIX);
     let mut segments: Vec<_> =
         all.into_iter().map(|first_sequence| SegmentInfo { first_sequence }).collect();
@@ -113,9 +123,15 @@ pub(crate) fn recover(
     let first = segments.first().map_or(base + 1, |info| info.first_sequence);
     if first > base + 1 {
         let name = segments[0].name();
-        return Err(OpenError::damaged(&name, 0, "records before the oldest segment are missing"));
+        return Err(OpenError::damaged(
+            &name,
+            0,
+            revision,
+            "records before the oldest segment are missing",
+        ));
     }
-    let mut recovery = Recovery { disk, replay, base, last_sequence: first - 1, end: None };
+    let mut recovery =
+        Recovery { disk, replay, base, last_sequence: first - 1, revision, end: None };
     let mut salt = None;
     let mut tail = None;
     let mut good = Vec::new();
@@ -128,7 +144,12 @@ pub(crate) fn recover(
     }
     if recovery.last_sequence < base {
         let name = good.last().map_or_else(|| "the log".to_owned(), |info| info.name());
-        return Err(OpenError::damaged(&name, 0, "it ends before the oldest checkpoint"));
+        return Err(OpenError::damaged(
+            &name,
+            0,
+            recovery.revision,
+            "it ends before the oldest checkpoint",
+        ));
     }
     if let Some(tail) = &tail {
         recovery.cut_torn_tail(tail)?;
@@ -153,16 +174,26 @@ impl Recovery<'_> {
                     self.disk.remove(&name).map_err(OpenError::io(&name, "removed"))?;
                     return Ok(None);
                 }
-                return Err(OpenError::damaged(&name, 0, "the head is not a segment's"));
+                return Err(OpenError::damaged(
+                    &name,
+                    0,
+                    self.revision,
+                    "the head is not a segment's",
+                ));
             }
         };
         if head.sequence != info.first_sequence {
-            return Err(OpenError::damaged(&name, 8, "the head's sequence is not the name's"));
+            return Err(OpenError::damaged(
+                &name,
+                8,
+                self.revision,
+                "the head's sequence is not the name's",
+            ));
         }
         let ended_early = head.sequence != self.last_sequence + 1;
         if let Some(end) = self.end.take().filter(|end| end.bad || ended_early) {
             let what = "a record that was durable is missing or bad";
-            return Err(OpenError::damaged(&end.name, end.offset, what));
+            return Err(OpenError::damaged(&end.name, end.offset, self.revision, what));
         }
         let offset = self.records(&name, &bytes, head.salt)?;
         let size = bytes.len() as u64;
@@ -191,7 +222,12 @@ impl Recovery<'_> {
             _ => false,
         };
         if bad && offsets(offset, bytes.len()).any(is_later) {
-            return Err(OpenError::damaged(name, offset, "a record that was durable is bad"));
+            return Err(OpenError::damaged(
+                name,
+                offset,
+                self.revision,
+                "a record that was durable is bad",
+            ));
         }
         self.end = Some(End { name: name.to_owned(), offset, bad });
         Ok(offset)
@@ -209,7 +245,9 @@ impl Recovery<'_> {
             return Ok(());
         }
         let replayed = self.replay.change(header.revision, Reader(payload));
-        replayed.ok_or_else(|| OpenError::damaged(name, offset, "the payload is not a change"))
+        let before = std::mem::replace(&mut self.revision, header.revision);
+        replayed
+            .ok_or_else(|| OpenError::damaged(name, offset, before, "the payload is not a change"))
     }
 
     /// Zeroes what stands behind the good records. Else a record of the lost batch could follow, whole and of the right
