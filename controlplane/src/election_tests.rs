@@ -67,6 +67,7 @@ async fn server(dir: &std::path::Path) -> ApiServer {
         api_audiences: vec!["https://kubernetes.default.svc".into()],
         anonymous_auth: true,
         node_tls: NodeTls::default(),
+        master_id: None,
         drain: Duration::from_secs(1),
     };
     ApiServer::new(config, store::Store::open(settings).unwrap()).await.unwrap()

@@ -235,6 +235,7 @@ impl Identity {
                 key_pem: Some(self.node_client.key_pem.clone()),
                 ca_pem: None,
             },
+            master_id: None,
             drain: DRAIN,
         }
     }
@@ -284,6 +285,7 @@ impl Parts {
             scheduler::run(scheduler, scheduler::Config::default(), stop).await?;
             Ok("the scheduler")
         });
+        let (keeping, stop_keeping) = (server.clone(), stopping.clone());
         let reconciling = in_process::client(server, CONTROLLERS, &[]);
         let (config, stop) = (identity.controllers_config(), stopping.clone());
         components.spawn(async move {
@@ -291,6 +293,10 @@ impl Parts {
             Ok("the controllers")
         });
         components.spawn(renew(identity, stopping));
+        components.spawn(async move {
+            keeping.keep(stop_keeping).await;
+            Ok("the keeping of the masters' addresses")
+        });
         Ok(Self { components, serving, stop_components, stop_serving })
     }
 

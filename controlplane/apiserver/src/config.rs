@@ -31,6 +31,8 @@ pub struct Config {
     pub anonymous_auth: bool,
     /// Settings of the tunnel and of streams toward nodes.
     pub node_tls: NodeTls,
+    /// This master's name among those that share the datastore; `None`: it is alone.
+    pub master_id: Option<String>,
     /// How long open requests may go on after shutdown was asked for.
     pub drain: Duration,
 }

@@ -1,5 +1,5 @@
-//! The objects that every cluster has from its first start: those of `bootstrap`, and the `kubernetes` Service with its
-//! endpoints, which only the API server can keep right. Must not touch what others own.
+//! The objects that every cluster has from its first start: those of `bootstrap`, and the `kubernetes` Service (`endpoints`); and how the
+//! API server changes objects by itself. Must not touch what others own.
 
 use apimachinery::object;
 use http::{Method, Request, header};
@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    ApiServer, Caller, User, allocate, body,
+    ApiServer, Caller, User, body,
     bootstrap::{self, Settings},
-    random,
+    endpoints, random,
     server::SetupError,
     user::GROUP_MASTERS,
 };
@@ -18,8 +18,6 @@ use crate::{
 const IDENTITY: &str = "system:apiserver";
 /// No object of these is larger.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// The port that pods reach the API server's Service at.
-const SERVICE_PORT: u16 = 443;
 
 /// Makes what is missing and mends what is wrong.
 pub(crate) async fn ensure(server: &ApiServer) -> Result<(), SetupError> {
@@ -33,51 +31,15 @@ pub(crate) async fn ensure(server: &ApiServer) -> Result<(), SetupError> {
     bootstrap::ensure(server.registry().store(), &settings).await.map_err(|error| {
         SetupError::Ensure { what: "the first objects".into(), message: error.to_string() }
     })?;
-    create(server, "/api/v1/namespaces/default/services", &service(server)).await?;
-    let address = server.config().advertise_address;
-    if address.is_loopback() {
-        tracing::warn!(%address, "pods can't reach a loopback address: the kubernetes Service has no endpoints");
-        return Ok(());
-    }
-    put(server, "/api/v1/namespaces/default/endpoints", &endpoints(server)).await?;
-    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-    put(server, slices, &slice(server)).await
-}
-
-fn service(server: &ApiServer) -> Value {
-    let config = server.config();
-    let address = config.service_cidrs.first().map(|r| allocate::first(*r).to_string());
-    json!({"apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": "kubernetes", "namespace": "default",
-            "labels": {"component": "apiserver", "provider": "kubernetes"}},
-        "spec": {"type": "ClusterIP", "clusterIP": address, "sessionAffinity": "None",
-            "internalTrafficPolicy": "Cluster",
-            "ports": [{"name": "https", "protocol": "TCP", "port": SERVICE_PORT,
-                       "targetPort": config.advertise_port}]}})
-}
-
-fn endpoints(server: &ApiServer) -> Value {
-    let config = server.config();
-    json!({"apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {"name": "kubernetes", "namespace": "default",
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": config.advertise_address.to_string()}],
-            "ports": [{"name": "https", "port": config.advertise_port, "protocol": "TCP"}]}]})
-}
-
-fn slice(server: &ApiServer) -> Value {
-    let config = server.config();
-    let family = if config.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" };
-    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-        "metadata": {"name": "kubernetes", "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "endpoints": [{"addresses": [config.advertise_address.to_string()],
-            "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": config.advertise_port, "protocol": "TCP"}]})
+    endpoints::reconcile(server).await
 }
 
 /// Creates an object unless it is there.
-async fn create(server: &ApiServer, collection: &str, object: &Value) -> Result<(), SetupError> {
+pub(crate) async fn create(
+    server: &ApiServer,
+    collection: &str,
+    object: &Value,
+) -> Result<(), SetupError> {
     // Asked first: a Service whose address is its own already is refused as one whose address is another's.
     let path = format!("{collection}/{}", object::name(object));
     if let (200, _) = send(server, Method::GET, &path, None).await {
@@ -89,35 +51,14 @@ async fn create(server: &ApiServer, collection: &str, object: &Value) -> Result<
     }
 }
 
-/// Makes an object say what it should, without a write where it does.
-async fn put(server: &ApiServer, collection: &str, object: &Value) -> Result<(), SetupError> {
-    let path = format!("{collection}/{}", object::name(object));
-    match send(server, Method::GET, &path, None).await {
-        (404, _) => create(server, collection, object).await,
-        (200, current) => {
-            let mut wanted = current;
-            for key in ["subsets", "endpoints", "ports", "addressType"] {
-                if let (Some(value), Some(map)) = (object.get(key), wanted.as_object_mut()) {
-                    map.insert(key.to_owned(), value.clone());
-                }
-            }
-            match send(server, Method::PUT, &path, Some(&wanted)).await {
-                (200, _) => Ok(()),
-                (_, answer) => Err(failed(collection, object, &answer)),
-            }
-        }
-        (_, answer) => Err(failed(collection, object, &answer)),
-    }
-}
-
-fn failed(collection: &str, object: &Value, answer: &Value) -> SetupError {
+pub(crate) fn failed(collection: &str, object: &Value, answer: &Value) -> SetupError {
     SetupError::Ensure {
         what: format!("{collection}/{}", object::name(object)),
         message: object::text(answer, &["message"]).to_owned(),
     }
 }
 
-async fn send(
+pub(crate) async fn send(
     server: &ApiServer,
     method: Method,
     path: &str,

@@ -14,7 +14,7 @@ use apimachinery::{
 use http::{Method, Request, Response, header, request::Parts};
 
 use crate::{
-    ApiServer, Body, Caller, Resource, User, meta,
+    ApiServer, Body, Caller, Resource, User, forward, meta,
     metrics::Labels,
     query::Query,
     registry, respond,
@@ -38,6 +38,10 @@ pub(crate) async fn handle(
         return response;
     }
     if let Some(answer) = server.tunnels().accept(&mut parts, &caller.user) {
+        return answer.unwrap_or_else(|error| respond::error(&error));
+    }
+    if parts.uri.path() == forward::PATH {
+        let answer = Box::pin(forward::accept(server.tunnels(), &mut parts, &caller.user)).await;
         return answer.unwrap_or_else(|error| respond::error(&error));
     }
     let info = request_info(&parts);

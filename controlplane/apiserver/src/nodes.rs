@@ -11,6 +11,7 @@ use apimachinery::{
     object,
     status::{ApiError, Reason},
 };
+use http::StatusCode;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{ApiServer, Config, stored, tunnel::Tunnels};
+use crate::{ApiServer, Config, forward, peers::Holder, stored, tunnel::Tunnels};
 
 /// A real kubelet's port where its node doesn't say.
 const KUBELET_PORT: u16 = 10250;
@@ -41,6 +42,7 @@ pub(crate) type Stream = Box<dyn Duplex>;
 pub(crate) struct Nodes {
     pub(crate) tunnels: Tunnels,
     tls: Arc<ClientConfig>,
+    masters_tls: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for Nodes {
@@ -58,7 +60,10 @@ pub(crate) struct NodeConnection {
 
 impl Nodes {
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
-        Ok(Self { tunnels: Tunnels::default(), tls: Arc::new(client_config(config)?) })
+        let nodes_ca = config.node_tls.ca_pem.as_ref().unwrap_or(&config.ca_pem);
+        let tls = Arc::new(client_config(config, nodes_ca)?);
+        let masters_tls = Arc::new(client_config(config, &config.ca_pem)?);
+        Ok(Self { tunnels: Tunnels::default(), tls, masters_tls })
     }
 
     /// A connection to the node's own server.
@@ -67,8 +72,7 @@ impl Nodes {
         server: &ApiServer,
         node: &str,
     ) -> Result<NodeConnection, ApiError> {
-        if self.tunnels.has(node) {
-            let stream: Stream = Box::new(self.tunnels.dial_http(node).await?);
+        if let Some(stream) = self.dial_tunnel(server, (node, None)).await? {
             return Ok(NodeConnection { stream, host: node.to_owned() });
         }
         let row = server.row("", "nodes")?;
@@ -76,6 +80,39 @@ impl Nodes {
         let address = kubelet_address(&node)?;
         let stream = self.dial_tls(address).await.map_err(|e| unreachable(address, &e))?;
         Ok(NodeConnection { stream, host: address.to_string() })
+    }
+
+    /// A stream through the node's tunnel, wherever it ends; `None`: the node has none.
+    async fn dial_tunnel(
+        &self,
+        server: &ApiServer,
+        (node, address): (&str, Option<SocketAddr>),
+    ) -> Result<Option<Stream>, ApiError> {
+        let here = self.tunnels.has(node);
+        match server.peers().holder(node) {
+            // What this master holds is older, and may be dead without knowing it.
+            Holder::Other(master) => {
+                let forwarded = forward::dial(&self.masters_tls, master, (node, address)).await;
+                match forwarded {
+                    Err(_) if here => {}
+                    other => return other.map(Some),
+                }
+            }
+            Holder::Gone if !here => {
+                let message = format!(
+                    "error dialing backend: node \"{node}\": the master that held its tunnel is gone"
+                );
+                let code = StatusCode::BAD_GATEWAY.as_u16();
+                return Err(ApiError::new(code, Reason::ServiceUnavailable, message));
+            }
+            Holder::Own | Holder::Gone if !here => return Ok(None),
+            Holder::Own | Holder::Gone => {}
+        }
+        let stream: Stream = match address {
+            None => Box::new(self.tunnels.dial_http(node).await?),
+            Some(address) => Box::new(self.tunnels.dial_tcp(node, address).await?),
+        };
+        Ok(Some(stream))
     }
 
     async fn dial_tls(&self, address: SocketAddr) -> std::io::Result<Stream> {
@@ -91,11 +128,11 @@ impl Nodes {
     /// A TCP connection to an address in the pod network, made by the node that has it where that is known.
     pub(crate) async fn dial_tcp(
         &self,
-        node: &str,
-        address: SocketAddr,
+        server: &ApiServer,
+        (node, address): (&str, SocketAddr),
     ) -> Result<Stream, ApiError> {
-        if self.tunnels.has(node) {
-            return Ok(Box::new(self.tunnels.dial_tcp(node, address).await?));
+        if let Some(stream) = self.dial_tunnel(server, (node, Some(address))).await? {
+            return Ok(stream);
         }
         match timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
@@ -130,9 +167,8 @@ fn kubelet_address(node: &Value) -> Result<SocketAddr, ApiError> {
     Ok(SocketAddr::new(address, port))
 }
 
-fn client_config(config: &Config) -> Result<ClientConfig, String> {
+fn client_config(config: &Config, pem: &str) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    let pem = config.node_tls.ca_pem.as_ref().unwrap_or(&config.ca_pem);
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|e| format!("CA of nodes: {e}"))?;
         roots.add(certificate).map_err(|e| format!("CA of nodes: {e}"))?;

@@ -134,7 +134,7 @@ impl Connection {
 }
 
 /// Returns when the server is to stop.
-async fn stopping(shutdown: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopping(shutdown: &mut watch::Receiver<bool>) {
     // Whoever could stop the server being gone stops it too.
     let _stop_or_gone = shutdown.wait_for(|stop| *stop).await.is_ok();
 }

@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     nodes::Nodes,
     openapi::OpenApi,
+    peers::Peers,
     registry::Registry,
     tunnel::Tunnels,
 };
@@ -49,6 +50,7 @@ pub(crate) struct Inner {
     admission: Chain,
     openapi: OpenApi,
     nodes: Nodes,
+    peers: Peers,
     closing: watch::Sender<bool>,
 }
 
@@ -82,6 +84,7 @@ impl ApiServer {
         })
         .map_err(|e| SetupError::Config(format!("service-account keys: {e}")))?;
         let authorizer = Authorizer::new(store.clone());
+        let peers = Peers::new(store.clone(), &config);
         let nodes = Nodes::new(&config).map_err(SetupError::Config)?;
         let server = Self {
             inner: Arc::new(Inner {
@@ -90,6 +93,7 @@ impl ApiServer {
                 admission: Chain::new(store.clone(), authorizer.clone()),
                 authorizer,
                 openapi: OpenApi::default(),
+                peers,
                 nodes,
                 registry: Registry::new(store),
                 table: Arc::new(ResourceTable::builtin()),
@@ -104,6 +108,12 @@ impl ApiServer {
     /// Answers one request: what both the socket and an in-process client call. The body of a watch streams.
     pub async fn handle(&self, request: Request<Body>, caller: Caller) -> Response<Body> {
         handler::handle(self, request, caller).await
+    }
+
+    /// Keeps the `kubernetes` Service right, and the other masters told of this one, until `stop` turns true.
+    pub async fn keep(&self, stop: watch::Receiver<bool>) {
+        let telling = self.peers().keep(self.tunnels(), stop.clone());
+        futures::future::join(crate::endpoints::keep(self, stop), telling).await;
     }
 
     /// Ends every watch, so that connections can drain.
@@ -123,6 +133,10 @@ impl ApiServer {
 
     pub(crate) fn nodes(&self) -> &Nodes {
         &self.inner.nodes
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.inner.peers
     }
 
     pub(crate) fn config(&self) -> &Config {

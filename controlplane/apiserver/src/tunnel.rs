@@ -20,7 +20,7 @@ use hyper::{ext::Protocol, upgrade};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
@@ -98,6 +98,7 @@ struct Tunnel {
 pub struct Tunnels {
     by_node: Arc<Mutex<HashMap<String, Tunnel>>>,
     next: Arc<AtomicU64>,
+    changed: watch::Sender<()>,
 }
 
 impl Tunnels {
@@ -108,6 +109,16 @@ impl Tunnels {
     /// Whether the node holds a tunnel open.
     pub fn has(&self, node: &str) -> bool {
         self.lock().contains_key(node)
+    }
+
+    /// Turns whenever a tunnel comes or goes.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The nodes that hold a tunnel open, with a number that no other tunnel of this process has.
+    pub(crate) fn held(&self) -> HashMap<String, u64> {
+        self.lock().iter().map(|(node, tunnel)| (node.clone(), tunnel.id)).collect()
     }
 
     /// The number of tunnels.
@@ -176,12 +187,14 @@ impl Tunnels {
         let older = self.lock().insert(node.clone(), Tunnel { id, open });
         tracing::info!(node, replaced = older.is_some(), "tunnel open");
         drop(older);
+        self.changed.send_replace(());
         let ended = drive(connection, asked).await;
         let mut tunnels = self.lock();
         if tunnels.get(&node).is_some_and(|t| t.id == id) {
             tunnels.remove(&node);
         }
         drop(tunnels);
+        self.changed.send_replace(());
         match ended {
             Ok(()) => tracing::info!(node, "tunnel closed"),
             Err(error) => tracing::info!(node, %error, "tunnel broke"),

@@ -30,7 +30,7 @@ use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 
 struct Master {
     server: Server,
-    authority: Authority,
+    authority: Arc<Authority>,
     address: std::net::SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<std::io::Result<()>>,
@@ -40,8 +40,41 @@ async fn master() -> Master {
     let authority = Authority::new();
     let mut config = support::config();
     config.ca_pem = authority.pem();
-    let server = Server::with(config).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = Server::with(config).await;
+    serve(server, Arc::new(authority), listener)
+}
+
+/// Two masters on one store, each of which tells the other of itself.
+async fn masters() -> [Master; 2] {
+    let authority = Arc::new(Authority::new());
+    let mut first: Option<Master> = None;
+    for id in ["m1", "m2"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = authority.sign("kube-apiserver-kubelet-client", &["system:masters"]);
+        let mut config = support::config();
+        config.ca_pem = authority.pem();
+        config.master_id = Some(id.to_owned());
+        config.advertise_address = "127.0.0.1".parse().unwrap();
+        config.advertise_port = listener.local_addr().unwrap().port();
+        config.node_tls.certificate_pem = Some(own.certificate_pem.clone());
+        config.node_tls.key_pem = Some(own.key.serialize_pem());
+        let server = match &first {
+            Some(first) => first.server.beside(config).await,
+            None => Server::with(config).await,
+        };
+        let master = serve(server, Arc::clone(&authority), listener);
+        let (api, stop) = (master.server.api.clone(), master.stop.subscribe());
+        tokio::spawn(async move { api.keep(stop).await });
+        match first {
+            Some(first) => return [first, master],
+            None => first = Some(master),
+        }
+    }
+    unreachable!()
+}
+
+fn serve(server: Server, authority: Arc<Authority>, listener: TcpListener) -> Master {
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
     let (api, tls) = (server.api.clone(), authority.server());
@@ -96,7 +129,8 @@ async fn node_answer(request: Request<Incoming>) -> Result<Response<Body>, hyper
     Ok(Response::new(body::full(format!("{} {}", request.method(), request.uri()))))
 }
 
-async fn join(master: &Master, name: &str) -> conn::http2::SendRequest<Full<Bytes>> {
+/// Opens a node's tunnel; it closes when the task is aborted.
+async fn join(master: &Master, name: &str) -> JoinHandle<()> {
     let identity = master.authority.sign(&format!("system:node:{name}"), &["system:nodes"]);
     let io = TokioIo::new(master.connect(&identity, "h2").await);
     let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
@@ -107,7 +141,7 @@ async fn join(master: &Master, name: &str) -> conn::http2::SendRequest<Full<Byte
             .method(Method::CONNECT)
             .uri("https://master/flotilla/v1/tunnel")
             .extension(Protocol::from_static("flotilla-tunnel.v1"))
-            .body(Full::default())
+            .body(Full::<Bytes>::default())
             .unwrap()
     };
     let mut response = sender.send_request(request()).await;
@@ -122,7 +156,8 @@ async fn join(master: &Master, name: &str) -> conn::http2::SendRequest<Full<Byte
     let response = response.unwrap();
     assert_eq!(response.status(), 200);
     let io = TokioIo::new(upgrade::on(response).await.unwrap());
-    tokio::spawn(async move {
+    let link = tokio::spawn(async move {
+        let _sender = sender;
         let config = yamux::Config::default();
         let mut tunnel = yamux::Connection::new(io.compat(), config, yamux::Mode::Server);
         while let Some(Ok(stream)) = std::future::poll_fn(|cx| tunnel.poll_next_inbound(cx)).await {
@@ -141,7 +176,7 @@ async fn join(master: &Master, name: &str) -> conn::http2::SendRequest<Full<Byte
     while !master.server.api.tunnels().has(name) {
         tokio::task::yield_now().await;
     }
-    sender
+    link
 }
 
 async fn pod(master: &Master) {
@@ -228,6 +263,52 @@ async fn logs_and_upgrades_go_through_the_tunnel() {
     let mut text = String::new();
     io.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "HELLO");
+}
+
+#[tokio::test]
+async fn a_master_reaches_nodes_through_the_master_that_holds_their_tunnel() {
+    let [one, two] = masters().await;
+    let admin = one.authority.sign("admin", &["system:masters"]);
+    let log = "/api/v1/namespaces/default/pods/p/log?container=c";
+    pod(&one).await;
+    let (code, _) = two.ask(&admin, get(log)).await;
+    assert_eq!(code, 404, "no such node");
+    let node = json!({"metadata": {"name": "n1"}});
+    one.server.post("/api/v1/nodes", &node).await;
+    let link = join(&one, "n1").await;
+    let asked = async |master: &Master, wanted: u16| {
+        let mut last = (StatusCode::OK, Bytes::new());
+        for _ in 0..200 {
+            last = master.ask(&admin, get(log)).await;
+            if last.0 == wanted {
+                return last.1;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{last:?}");
+    };
+    let body = asked(&two, 200).await;
+    assert_eq!(&body[..], b"GET /containerLogs/default/p/c");
+
+    // The node moves; what the first master still holds of it counts no more.
+    let moved = join(&two, "n1").await;
+    for master in [&two, &one] {
+        asked(master, 200).await;
+    }
+    // Nobody but a master may use the other one's tunnels.
+    let stranger = one.authority.sign("system:node:n2", &["system:nodes"]);
+    let (code, _) = two.ask(&stranger, get("/flotilla/v1/forward?node=n1")).await;
+    assert_eq!(code, 403);
+
+    // Gone altogether, the node is said to have no tunnel, by both.
+    link.abort();
+    moved.abort();
+    for master in [&two, &one] {
+        let body = asked(master, 503).await;
+        let status: Value = serde_json::from_slice(&body).unwrap();
+        let message = status["message"].as_str().unwrap();
+        assert_eq!(message, "node \"n1\" has no tunnel to this master and no address");
+    }
 }
 
 #[tokio::test]

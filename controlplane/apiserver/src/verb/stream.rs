@@ -62,7 +62,9 @@ async fn relay(
             let node = nodes.dial(&call.server, &target.node).await?;
             (node.stream, node.host)
         }
-        Some(address) => (nodes.dial_tcp(&target.node, address).await?, address.to_string()),
+        Some(address) => {
+            (nodes.dial_tcp(&call.server, (&target.node, address)).await?, address.to_string())
+        }
     };
     relay::relay(stream, (&host, &target.path_and_query), request).await
 }

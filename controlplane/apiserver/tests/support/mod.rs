@@ -3,7 +3,7 @@
 
 pub(crate) mod tls;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use apiserver::{ApiServer, Body, Caller, Config, NodeTls, ObjectExtract, User, body};
 use http::{Method, Request, Response, header};
@@ -14,7 +14,8 @@ use store::Store;
 pub(crate) struct Server {
     pub(crate) api: ApiServer,
     pub(crate) user: User,
-    _dir: tempfile::TempDir,
+    store: Store,
+    _dir: Arc<tempfile::TempDir>,
 }
 
 pub(crate) fn admin() -> User {
@@ -44,6 +45,7 @@ pub(crate) fn config() -> Config {
         api_audiences: vec!["https://kubernetes.default.svc".into()],
         anonymous_auth: true,
         node_tls: NodeTls::default(),
+        master_id: None,
         drain: Duration::from_secs(1),
     }
 }
@@ -58,11 +60,18 @@ impl Server {
         let mut settings = store::Config::new(dir.path());
         settings.extract = std::sync::Arc::new(ObjectExtract::builtin());
         let store = Store::open(settings).unwrap();
-        let api = ApiServer::new(config, store).await.unwrap();
-        let server = Self { api, user: admin(), _dir: dir };
+        let api = ApiServer::new(config, store.clone()).await.unwrap();
+        let server = Self { api, user: admin(), store, _dir: Arc::new(dir) };
         let account = serde_json::json!({"metadata": {"name": "default"}});
         server.post("/api/v1/namespaces/default/serviceaccounts", &account).await;
         server
+    }
+
+    /// Another server on the same store.
+    pub(crate) async fn beside(&self, config: Config) -> Self {
+        let (store, dir) = (self.store.clone(), Arc::clone(&self._dir));
+        let api = ApiServer::new(config, store.clone()).await.unwrap();
+        Self { api, user: admin(), store, _dir: dir }
     }
 
     /// The same server, called by somebody else.
