@@ -106,6 +106,9 @@ pub struct RunArgs {
     /// How long a node may be silent before it counts as lost [default: 40s]
     #[arg(long, value_name = "DURATION")]
     pub node_monitor_grace_period: Option<String>,
+    /// How long an event is kept after it was last seen [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub event_ttl: Option<String>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,store=debug` [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,

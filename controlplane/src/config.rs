@@ -39,6 +39,8 @@ pub struct Config {
     pub tls_sans: Vec<String>,
     /// How long a node may be silent.
     pub node_monitor_grace: Duration,
+    /// How long an Event is kept.
+    pub event_ttl: Duration,
     /// Filter of the log.
     pub log_filter: String,
 }
@@ -90,6 +92,7 @@ struct File {
     cluster_domain: Option<String>,
     tls_san: Option<OneOrMore<String>>,
     node_monitor_grace_period: Option<String>,
+    event_ttl: Option<String>,
     log_level: Option<String>,
 }
 
@@ -166,6 +169,7 @@ impl Config {
                 "node-monitor-grace-period",
                 grace.as_deref().unwrap_or("40s"),
             )?,
+            event_ttl: event_ttl(args.event_ttl.or(file.event_ttl).as_deref().unwrap_or("1h"))?,
             log_filter: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         };
         Ok(config)
@@ -248,6 +252,13 @@ pub fn duration(flag: &'static str, text: &str) -> Result<Duration, ConfigError>
     positive.ok_or_else(|| value(flag, text, "is not a duration such as 40s, 15m or 24h"))
 }
 
+/// Leases count in seconds.
+fn event_ttl(text: &str) -> Result<Duration, ConfigError> {
+    let ttl = duration("event-ttl", text)?;
+    let least = Duration::from_secs(1);
+    if ttl < least { Err(value("event-ttl", text, "is less than a second")) } else { Ok(ttl) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +295,7 @@ mod tests {
             ("cluster-dns = \"192.168.0.1\"", "not in the service range"),
             ("node-cidr-mask-size = 8", "--node-cidr-mask-size: \"8\""),
             ("node-monitor-grace-period = \"soon\"", "\"soon\" is not a duration"),
+            ("event-ttl = \"0s\"", "--event-ttl: \"0s\" is less than a second"),
         ] {
             let error = merge(&RunArgs::default(), text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

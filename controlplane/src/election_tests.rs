@@ -68,6 +68,7 @@ async fn server(dir: &std::path::Path) -> ApiServer {
         anonymous_auth: true,
         node_tls: NodeTls::default(),
         master_id: None,
+        event_ttl: std::time::Duration::from_secs(3600),
         drain: Duration::from_secs(1),
     };
     ApiServer::new(config, store::Store::open(settings).unwrap()).await.unwrap()

@@ -236,6 +236,7 @@ impl Identity {
                 ca_pem: None,
             },
             master_id: None,
+            event_ttl: config.event_ttl,
             drain: DRAIN,
         }
     }

@@ -33,6 +33,8 @@ pub struct Config {
     pub node_tls: NodeTls,
     /// This master's name among those that share the datastore; `None`: it is alone.
     pub master_id: Option<String>,
+    /// How long an Event is kept after its last write; whole seconds, at least one.
+    pub event_ttl: Duration,
     /// How long open requests may go on after shutdown was asked for.
     pub drain: Duration,
 }

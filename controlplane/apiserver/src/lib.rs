@@ -11,6 +11,7 @@ pub mod config;
 pub mod discovery;
 mod endpoints;
 mod ensure;
+mod expiry;
 pub mod extract;
 mod filter;
 mod forward;

@@ -14,12 +14,15 @@ use crate::{key, resource::Resource, stored};
 pub(crate) struct Alongside {
     pub(crate) compare: Vec<Compare>,
     pub(crate) ops: Vec<Op>,
+    /// The lease that the object goes under instead of the one that it is under already.
+    pub(crate) lease: Option<i64>,
 }
 
 impl Alongside {
     pub(crate) fn merge(&mut self, other: Self) {
         self.compare.extend(other.compare);
         self.ops.extend(other.ops);
+        self.lease = other.lease.or(self.lease);
     }
 }
 
@@ -28,7 +31,7 @@ impl Alongside {
 pub(crate) enum Outcome {
     /// Done; the object as it now stands, or as it stood when it was removed.
     Done(Arc<Entry>),
-    /// A precondition did not hold; nothing changed.
+    /// A precondition did not hold, or the lease is gone; nothing changed.
     Lost,
 }
 
@@ -81,7 +84,9 @@ impl Registry {
         alongside: Alongside,
     ) -> Result<Outcome, ApiError> {
         let compare = Compare::absent(key.clone());
-        self.write(compare, Op::put(key, stored::encode(object)), alongside).await
+        let value = stored::encode(object);
+        let put = Op::Put { key, value, lease: alongside.lease.unwrap_or_default() };
+        self.write(compare, put, alongside).await
     }
 
     /// Stores `object` over `current` unless somebody was quicker.
@@ -92,7 +97,8 @@ impl Registry {
         alongside: Alongside,
     ) -> Result<Outcome, ApiError> {
         let compare = Compare::unchanged(current.key.to_vec(), current.mod_revision);
-        let put = Op::put(current.key.to_vec(), stored::encode(object));
+        let (key, value) = (current.key.to_vec(), stored::encode(object));
+        let put = Op::Put { key, value, lease: alongside.lease.unwrap_or(current.lease) };
         self.write(compare, put, alongside).await
     }
 
@@ -115,7 +121,10 @@ impl Registry {
         let mut txn = Txn { compare: vec![compare], success: vec![op], failure: Vec::new() };
         txn.compare.extend(alongside.compare);
         txn.success.extend(alongside.ops);
-        let result = self.store.txn(txn).await.map_err(write_error)?;
+        let result = match self.store.txn(txn).await {
+            Err(WriteError::LeaseNotFound { .. }) => return Ok(Outcome::Lost),
+            result => result.map_err(write_error)?,
+        };
         if !result.succeeded {
             return Ok(Outcome::Lost);
         }

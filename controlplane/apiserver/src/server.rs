@@ -15,6 +15,7 @@ use crate::{
         token_issuer::{IssuerConfig, TokenIssuer},
     },
     authz::Authorizer,
+    expiry::Expiry,
     handler,
     metrics::Metrics,
     nodes::Nodes,
@@ -43,6 +44,7 @@ pub enum SetupError {
 pub(crate) struct Inner {
     config: Config,
     registry: Registry,
+    expiry: Expiry,
     table: Arc<ResourceTable>,
     metrics: Metrics,
     authenticator: Authenticator,
@@ -73,6 +75,9 @@ impl ApiServer {
     /// # Errors
     /// The configuration can't work, or the store refuses to be written.
     pub async fn new(config: Config, store: Store) -> Result<Self, SetupError> {
+        if config.event_ttl.as_secs() == 0 {
+            return Err(SetupError::Config("events are kept for at least a second".into()));
+        }
         if config.service_cidrs.is_empty() {
             return Err(SetupError::Config("no service CIDR".into()));
         }
@@ -88,6 +93,7 @@ impl ApiServer {
         let nodes = Nodes::new(&config).map_err(SetupError::Config)?;
         let server = Self {
             inner: Arc::new(Inner {
+                expiry: Expiry::new(store.clone(), config.event_ttl),
                 config,
                 authenticator: Authenticator::new(store.clone(), Arc::new(issuer)),
                 admission: Chain::new(store.clone(), authorizer.clone()),
@@ -145,6 +151,10 @@ impl ApiServer {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.inner.registry
+    }
+
+    pub(crate) fn expiry(&self) -> &Expiry {
+        &self.inner.expiry
     }
 
     pub(crate) fn table(&self) -> &ResourceTable {

@@ -348,3 +348,41 @@ async fn other_forms_of_objects() {
     let (_, answer) = s.call_with("GET", CONFIG_MAPS, ("", "application/yaml"), None).await;
     assert!(answer.as_str().unwrap().contains("kind: ConfigMapList"), "{answer}");
 }
+
+#[tokio::test]
+async fn events_go_away_after_their_time_and_a_change_gives_them_more() {
+    const EVENTS: &str = "/api/v1/namespaces/default/events";
+    let config =
+        apiserver::Config { event_ttl: std::time::Duration::from_secs(1), ..support::config() };
+    let s = Server::with(config).await;
+    let event = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"},
+               "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+               "reason": "Started", "message": "m", "type": "Normal"})
+    };
+    let mut watch = s.watch(&format!("{EVENTS}?watch=1&resourceVersion=0")).await;
+    s.post(EVENTS, &event("old")).await;
+    s.post(CONFIG_MAPS, &config_map("stays")).await;
+    assert_eq!(watch.brief().await, "ADDED old");
+    assert_eq!(watch.brief().await, "DELETED old");
+    let first = s.post(EVENTS, &event("new")).await;
+    assert_eq!(watch.brief().await, "ADDED new");
+    // Each change comes before the time of the one before is over.
+    let begin = std::time::Instant::now();
+    let mut count = 1;
+    while begin.elapsed() < std::time::Duration::from_secs(4) {
+        let path = format!("{EVENTS}/new");
+        count += 1;
+        let (code, changed) = s.call("PATCH", &path, Some(&json!({"count": count}))).await;
+        assert_eq!(code, 200, "{changed}");
+        assert_eq!(changed["metadata"]["uid"], first["metadata"]["uid"]);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    loop {
+        match watch.brief().await.as_str() {
+            "MODIFIED new" => {}
+            other => break assert_eq!(other, "DELETED new"),
+        }
+    }
+    s.get(&format!("{CONFIG_MAPS}/stays")).await;
+}

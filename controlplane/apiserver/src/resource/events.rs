@@ -8,7 +8,7 @@ use super::{
     table::Resource,
 };
 
-const STRATEGY: Strategy = Strategy { create_on_update: true, ..Strategy::PLAIN };
+const STRATEGY: Strategy = Strategy { create_on_update: true, expires: true, ..Strategy::PLAIN };
 
 fn fields(row: Resource) -> Resource {
     row.prefix("events")

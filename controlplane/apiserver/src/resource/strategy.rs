@@ -35,6 +35,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     /// The grace in seconds that a delete without `gracePeriodSeconds` gets; `None`: deleted at once.
     pub grace_seconds: Option<fn(&Value) -> i64>,
+    /// Objects go away by themselves, [`crate::Config::event_ttl`] after their last write.
+    pub expires: bool,
 }
 
 impl Strategy {
@@ -49,6 +51,7 @@ impl Strategy {
         orphans_dependents: false,
         returns_deleted: false,
         grace_seconds: None,
+        expires: false,
     };
 }
 

@@ -150,10 +150,15 @@ async fn attempt(call: &Call, object: &mut Value, dry: bool) -> Result<Option<St
         let taken = exists(call, &object);
         return Ok((!taken).then_some(Stored::Dry(object)));
     }
+    let lease = call.server.expiry().lease(&call.resource).await?;
+    alongside.lease = lease;
     let key = key::object(&call.resource, call.namespace(), object::name(&object));
     Ok(match call.server.registry().create(key, &object, alongside).await? {
         Outcome::Done(entry) => Some(Stored::Entry(entry)),
-        Outcome::Lost => None,
+        Outcome::Lost => {
+            call.server.expiry().lost(lease);
+            None
+        }
     })
 }
 
@@ -180,5 +185,5 @@ fn namespace_guard(call: &Call) -> Result<Alongside, ApiError> {
         ));
     }
     let compare = vec![Compare::unchanged(entry.key.to_vec(), entry.mod_revision)];
-    Ok(Alongside { compare, ops: Vec::new() })
+    Ok(Alongside { compare, ..Alongside::default() })
 }

@@ -189,7 +189,7 @@ impl Attempt<'_> {
         let (call, current) = (self.call, self.current);
         let resource = &*call.resource;
         check_finalizers(resource, &object, current)?;
-        let alongside = allocate::on_update(&call.server, resource, &mut object, current)?;
+        let mut alongside = allocate::on_update(&call.server, resource, &mut object, current)?;
         if self.part.whole {
             rules::validate_update(resource, &object, current)?;
         } else {
@@ -204,7 +204,6 @@ impl Attempt<'_> {
         }
         let registry = call.server.registry();
         if is_finished(&object) {
-            let mut alongside = alongside;
             alongside.merge(allocate::on_delete(&call.server, resource, current));
             return Ok(match registry.remove(self.entry, alongside).await? {
                 Outcome::Done(entry) => {
@@ -214,9 +213,14 @@ impl Attempt<'_> {
                 Outcome::Lost => None,
             });
         }
+        let lease = call.server.expiry().lease(resource).await?;
+        alongside.lease = lease;
         Ok(match registry.replace(self.entry, &object, alongside).await? {
             Outcome::Done(entry) => Some(Stored::Entry(entry)),
-            Outcome::Lost => None,
+            Outcome::Lost => {
+                call.server.expiry().lost(lease);
+                None
+            }
         })
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn config() -> Config {
         anonymous_auth: true,
         node_tls: NodeTls::default(),
         master_id: None,
+        event_ttl: std::time::Duration::from_secs(3600),
         drain: Duration::from_secs(1),
     }
 }
