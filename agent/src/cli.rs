@@ -81,8 +81,9 @@ enum ImageCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
-    /// The master: https://HOST[:6443]
-    pub(crate) server: String,
+    /// The master: https://HOST[:6443]; several masters of one cluster: separated by commas
+    #[arg(value_name = "SERVER", value_delimiter = ',', required = true)]
+    pub(crate) servers: Vec<String>,
     /// Token from `controlplane token create`
     #[arg(long, env = "FLOTILLA_TOKEN", hide_env_values = true)]
     pub(crate) token: String,

@@ -1,12 +1,14 @@
 //! The one link to the master: TCP, TLS, HTTP/2. Requests of the kube client and the tunnel are
-//! streams of it. It dials, keeps it alive with HTTP/2 pings and dials again with jittered
-//! backoff; it knows nothing of what is asked over it.
+//! streams of it. It dials, keeps it alive with HTTP/2 pings and dials again, another master where
+//! there is one, with jittered backoff; it knows nothing of what is asked over it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, Response, Uri};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -18,12 +20,28 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::identity::Identity;
+use crate::masters::Masters;
 use crate::node::address;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the link is proven alive; a lease goes every 10 s anyway.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A master that has not answered by then is dialled on, and the next one beside it.
+const STAGGER: Duration = Duration::from_secs(1);
+/// Spreads the nodes of a lost master over this time as they come to another one.
+const MOVE_SPREAD: Duration = Duration::from_millis(500);
+
+/// How often the link is proven alive.
+#[derive(Debug, Clone, Copy)]
+struct Pings {
+    interval: Duration,
+    timeout: Duration,
+}
+
+/// A lease goes every 10 s anyway.
+const PINGS_ALONE: Pings =
+    Pings { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+/// With somewhere else to go, a dead master is worth finding out about.
+const PINGS_OF_MANY: Pings =
+    Pings { interval: Duration::from_secs(4), timeout: Duration::from_secs(3) };
 /// A request made while the link is down waits this long for the next one.
 const REQUEST_WAIT: Duration = Duration::from_secs(60);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -97,28 +115,62 @@ impl Link {
     }
 
     /// Dials for ever; ends with the task that runs it.
-    pub(crate) async fn run(&self, servers: Vec<String>, identity: Arc<Identity>) {
+    pub(crate) async fn run(&self, masters: Arc<Masters>, identity: Arc<Identity>) {
         let mut backoff = BACKOFF_FIRST;
-        for round in 0usize.. {
-            let Some(server) = servers.get(round % servers.len().max(1)) else {
+        let mut last: Option<String> = None;
+        loop {
+            let servers = order(masters.candidates(), last.as_deref());
+            if servers.is_empty() {
                 warn!(error = %LinkError::NoServer, "running without a master");
                 return;
-            };
-            match dial(server, &identity).await {
-                Ok((live, connection, offer)) => {
-                    info!(%server, local = %live.local, "connected to the master");
-                    backoff = BACKOFF_FIRST;
-                    self.live.send_replace(Some(live));
-                    let end = drive(connection, offer).await;
-                    self.live.send_replace(None);
-                    warn!(%server, end = %describe(&end), "the link to the master is down");
-                }
-                Err(error) => {
-                    warn!(%server, error = %chain(&error), retry_in = ?backoff, "no link");
-                    tokio::time::sleep(jitter(backoff)).await;
-                    backoff = (backoff * 2).min(BACKOFF_MAX);
-                }
             }
+            let Some((server, (live, connection, offer))) = race(&servers, &identity).await else {
+                debug!(retry_in = ?backoff, "no link");
+                tokio::time::sleep(jitter(backoff)).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+                continue;
+            };
+            info!(%server, local = %live.local, "connected to the master");
+            backoff = BACKOFF_FIRST;
+            self.live.send_replace(Some(live));
+            let end = drive(connection, offer).await;
+            self.live.send_replace(None);
+            warn!(%server, end = %describe(&end), "the link to the master is down");
+            last = Some(server);
+            if servers.len() > 1 {
+                tokio::time::sleep(jitter(MOVE_SPREAD)).await;
+            }
+        }
+    }
+}
+
+/// The one whose link was lost comes last.
+fn order(mut servers: Vec<String>, last: Option<&str>) -> Vec<String> {
+    if let Some(at) = servers.iter().position(|server| Some(server.as_str()) == last) {
+        let lost = servers.remove(at);
+        servers.push(lost);
+    }
+    servers
+}
+
+/// Dials one after the other, the next one when the last has failed or takes long; the first that answers wins.
+async fn race(servers: &[String], identity: &Identity) -> Option<(String, Dialled)> {
+    let pings = if servers.len() > 1 { PINGS_OF_MANY } else { PINGS_ALONE };
+    let mut waiting = servers.iter();
+    let mut dials = FuturesUnordered::new();
+    loop {
+        if let Some(server) = waiting.next() {
+            dials.push(async move { (server, dial(server, (identity, pings)).await) });
+        }
+        let ended = tokio::select! {
+            ended = dials.next() => ended,
+            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => continue,
+        };
+        match ended {
+            Some((server, Ok(dialled))) => return Some((server.clone(), dialled)),
+            Some((server, Err(error))) => warn!(%server, error = %chain(&error), "no link"),
+            None if waiting.len() == 0 => return None,
+            None => {}
         }
     }
 }
@@ -171,12 +223,15 @@ async fn drive(mut connection: Connection, offer: watch::Sender<bool>) -> hyper:
 
 type Dialled = (Live, Connection, watch::Sender<bool>);
 
-async fn dial(server: &str, identity: &Identity) -> Result<Dialled, LinkError> {
+async fn dial(server: &str, how: (&Identity, Pings)) -> Result<Dialled, LinkError> {
     let timeout = || LinkError::Timeout(server.to_owned());
-    tokio::time::timeout(DIAL_TIMEOUT, connect(server, identity)).await.map_err(|_| timeout())?
+    tokio::time::timeout(DIAL_TIMEOUT, connect(server, how)).await.map_err(|_| timeout())?
 }
 
-async fn connect(server: &str, identity: &Identity) -> Result<Dialled, LinkError> {
+async fn connect(
+    server: &str,
+    (identity, pings): (&Identity, Pings),
+) -> Result<Dialled, LinkError> {
     let (host, authority) = parse_server(server)?;
     let failed = |source| LinkError::Connect { server: server.to_owned(), source };
     let port = authority.port_u16().unwrap_or(443);
@@ -188,8 +243,8 @@ async fn connect(server: &str, identity: &Identity) -> Result<Dialled, LinkError
     let stream = tls.connect(name, tcp).await.map_err(failed)?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_interval(pings.interval)
+        .keep_alive_timeout(pings.timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -272,6 +327,14 @@ mod tests {
         for bad in ["http://m:1", "m:6443", "", "https://"] {
             assert!(parse_server(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_lost_master_is_tried_last() {
+        let servers = || ["a", "b", "c"].map(str::to_owned).to_vec();
+        assert_eq!(order(servers(), Some("a")), ["b", "c", "a"]);
+        assert_eq!(order(servers(), Some("gone")), servers());
+        assert_eq!(order(servers(), None), servers());
     }
 
     #[test]

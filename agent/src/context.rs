@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::connection::Link;
 use crate::engine::Engine;
 use crate::events::Recorder;
+use crate::masters::Masters;
 use crate::node::host::Host;
 use crate::node::status::allocatable_memory;
 use crate::objects::ObjectStore;
@@ -22,6 +23,7 @@ pub(crate) struct Context {
     pub(crate) config: Arc<Config>,
     pub(crate) client: kube::Client,
     pub(crate) link: Arc<Link>,
+    pub(crate) masters: Arc<Masters>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) netd: Arc<Netd>,
     pub(crate) recorder: Recorder,

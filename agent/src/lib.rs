@@ -18,6 +18,7 @@ mod image;
 mod join;
 mod leave;
 mod local;
+mod masters;
 mod node;
 mod objects;
 mod pod;

@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::events::{Kind, Recorder};
 use crate::identity::Identity;
 use crate::image::{ImageStore, ImageStoreConfig};
+use crate::masters::Masters;
 use crate::node::{NodeReporter, Reported, address, host};
 use crate::objects::ObjectStore;
 use crate::pod::dispatch::Dispatcher;
@@ -73,7 +74,9 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let identity = Arc::new(Identity::load(&config.identity_dir())?);
     let link = Link::new();
     let client = link.client();
-    spawn_link(&link, &config, &identity);
+    let masters = Masters::load(&config);
+    spawn_link(&link, &masters, &identity);
+    tokio::spawn(masters.clone().follow(client.clone()));
     tokio::spawn(renewal::run(client.clone(), identity.clone(), config.node_name.clone()));
     let runtime = Runtime::connect_or_start(RuntimeConfig::new(monitor_config(&config)))
         .await
@@ -102,6 +105,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         config,
         client,
         link,
+        masters,
         recorder,
         services,
         checkpoint,
@@ -118,9 +122,9 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spawn_link(link: &Arc<Link>, config: &Arc<Config>, identity: &Arc<Identity>) {
-    let (link, servers, identity) = (link.clone(), config.servers.clone(), identity.clone());
-    tokio::spawn(async move { link.run(servers, identity).await });
+fn spawn_link(link: &Arc<Link>, masters: &Arc<Masters>, identity: &Arc<Identity>) {
+    let (link, masters, identity) = (link.clone(), masters.clone(), identity.clone());
+    tokio::spawn(async move { link.run(masters, identity).await });
 }
 
 fn spawn_node(context: &Arc<Context>, registry: &Arc<Registry>, identity: &Identity) {

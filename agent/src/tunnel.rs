@@ -14,6 +14,7 @@ use kube::client::Body;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tracing::{debug, warn};
 
@@ -58,19 +59,34 @@ pub(crate) trait ServeHttp: Send + Sync + 'static {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 }
 
-/// Keeps the tunnel open whenever the link is up.
+/// Keeps the tunnel open whenever the link is up. One over a link that goes away lives on beside
+/// the next until its master lets go of it, so that what flows through it can end.
 pub(crate) async fn run(link: Arc<Link>, server: Arc<impl ServeHttp>) {
     let mut live = link.subscribe();
+    let mut tunnels = JoinSet::new();
     loop {
         let current = match live.wait_for(Option::is_some).await {
             Ok(current) => current.clone(),
             Err(_) => return,
         };
         if let Some(current) = current {
-            match hold(current, &server).await {
-                Ok(()) => debug!("the tunnel was closed"),
-                Err(error) => warn!(error = %chain(&error), "the tunnel is down"),
-            }
+            tunnels.spawn(keep(current, server.clone()));
+        }
+        if live.changed().await.is_err() {
+            return;
+        }
+        while tunnels.try_join_next().is_some() {}
+    }
+}
+
+async fn keep(live: Live, server: Arc<impl ServeHttp>) {
+    loop {
+        match hold(live.clone(), &server).await {
+            Ok(()) => debug!("the tunnel was closed"),
+            Err(error) => warn!(error = %chain(&error), "the tunnel is down"),
+        }
+        if live.sender.is_closed() {
+            return;
         }
         tokio::time::sleep(REOPEN_DELAY).await;
     }

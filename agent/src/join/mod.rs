@@ -15,7 +15,7 @@ use crate::cgroup;
 use crate::cli::{JoinArgs, say};
 use crate::config::Config;
 use crate::identity::{DeviceKey, Identity};
-use crate::join::bootstrap::{Master, complete_server};
+use crate::join::bootstrap::{JoinError, Master, complete_server};
 use crate::join::service::Started;
 use crate::join::token::Token;
 use crate::node::status::parse_taint;
@@ -30,12 +30,13 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
     check_memory_controller()?;
     let begun = Instant::now();
     let token = Token::parse(&args.token)?;
-    let server = complete_server(&args.server)?;
-    let config = configuration(args, &server)?;
+    let servers: Vec<String> =
+        args.servers.iter().map(|server| complete_server(server)).collect::<Result<_, _>>()?;
+    let config = configuration(args, &servers)?;
     let config_path = args.config_dir.join("agent.toml");
     let name = &config.node_name;
-    say(&format!("Joining {server} as node {name:?}"));
-    let master = Master::find(&server, &token)?;
+    say(&format!("Joining {} as node {name:?}", servers.join(", ")));
+    let master = find(&servers, &token)?;
     say("  the master's identity matches the token");
     let key = DeviceKey::ensure(&config.identity_dir())?;
     let certificate = master.enroll(&token, &key, name)?;
@@ -56,6 +57,20 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
         .with_context(|| format!("the agent's log may say more: {}", started.logs))?;
     say(&format!("Node {name:?} is Ready after {:.1} s", begun.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// The first master that can be reached; why the last one can't, where none can.
+fn find(servers: &[String], token: &Token) -> anyhow::Result<Master> {
+    let mut servers = servers.iter().peekable();
+    while let Some(server) = servers.next() {
+        match Master::find(server, token) {
+            Err(JoinError::NoMaster { server, why }) if servers.peek().is_some() => {
+                say(&format!("  {server} can't be reached ({why}); trying the next"));
+            }
+            found => return Ok(found?),
+        }
+    }
+    bail!("no master is named")
 }
 
 fn check_memory_controller() -> anyhow::Result<()> {
@@ -79,14 +94,14 @@ fn check_memory_controller() -> anyhow::Result<()> {
     )
 }
 
-fn configuration(args: &JoinArgs, server: &str) -> anyhow::Result<Config> {
+fn configuration(args: &JoinArgs, servers: &[String]) -> anyhow::Result<Config> {
     let path = args.config_dir.join("agent.toml");
     let mut config = if path.exists() { Config::load(&path)? } else { Config::default() };
     if args.config_dir != std::path::Path::new(crate::config::CONFIG_DIR) {
         config.manifests_dir = args.config_dir.join("manifests");
         config.registries_file = args.config_dir.join("registries.toml");
     }
-    config.servers = vec![server.to_owned()];
+    config.servers = servers.to_vec();
     if let Some(name) = &args.node_name {
         config.node_name.clone_from(name);
     } else if config.node_name.is_empty() {

@@ -14,6 +14,7 @@ use crate::cli::{complain, say};
 use crate::config::Config;
 use crate::connection::{Link, chain};
 use crate::identity::Identity;
+use crate::masters::Masters;
 use crate::pod::spec;
 use crate::source::is_mirror;
 
@@ -42,8 +43,8 @@ impl Master {
             }
         };
         let link = Link::new();
-        let (run, servers) = (link.clone(), config.servers.clone());
-        tokio::spawn(async move { run.run(servers, identity).await });
+        let (run, masters) = (link.clone(), Masters::load(config));
+        tokio::spawn(async move { run.run(masters, identity).await });
         let mut live = link.subscribe();
         let answered = tokio::time::timeout(CONNECT_DEADLINE, live.wait_for(Option::is_some)).await;
         if answered.is_err() {

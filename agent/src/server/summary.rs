@@ -135,7 +135,7 @@ pub(crate) fn status(context: &Context, registry: &Registry) -> Value {
     json!({
         "node": context.config.node_name,
         "version": env!("CARGO_PKG_VERSION"),
-        "servers": context.config.servers,
+        "servers": context.masters.candidates(),
         "connected": context.link.connected(),
         "addresses": context.host_ips(),
         "network": network,
