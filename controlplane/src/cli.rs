@@ -73,6 +73,9 @@ pub struct RunArgs {
     /// at the first start]
     #[arg(long, value_name = "FILE")]
     pub cluster_secret_file: Option<PathBuf>,
+    /// Snapshots that the master takes.
+    #[command(flatten)]
+    pub snapshots: ScheduleArgs,
     /// Address to listen on [default: every address]
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<IpAddr>,
@@ -112,6 +115,20 @@ pub struct RunArgs {
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,store=debug` [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,
+}
+
+/// Flags about snapshots that the master takes by itself.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ScheduleArgs {
+    /// Take a snapshot of the state that often, such as 12h [default: never]
+    #[arg(long, value_name = "DURATION")]
+    pub snapshot_schedule: Option<String>,
+    /// How many of these snapshots are kept [default: 5]
+    #[arg(long, value_name = "N")]
+    pub snapshot_retention: Option<usize>,
+    /// Folder that they are kept in [default: snapshots in the data folder]
+    #[arg(long, value_name = "DIR")]
+    pub snapshot_dir: Option<PathBuf>,
 }
 
 /// Commands about tokens.
