@@ -73,9 +73,9 @@ pub struct RunArgs {
     /// at the first start]
     #[arg(long, value_name = "FILE")]
     pub cluster_secret_file: Option<PathBuf>,
-    /// Snapshots that the master takes.
+    /// Where the state is held.
     #[command(flatten)]
-    pub snapshots: ScheduleArgs,
+    pub datastore: DatastoreArgs,
     /// Address to listen on [default: every address]
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<IpAddr>,
@@ -117,18 +117,22 @@ pub struct RunArgs {
     pub log_level: Option<String>,
 }
 
-/// Flags about snapshots that the master takes by itself.
+/// Flags that name a real etcd cluster.
 #[derive(Debug, Clone, Default, Args)]
-pub struct ScheduleArgs {
-    /// Take a snapshot of the state that often, such as 12h [default: never]
-    #[arg(long, value_name = "DURATION")]
-    pub snapshot_schedule: Option<String>,
-    /// How many of these snapshots are kept [default: 5]
-    #[arg(long, value_name = "N")]
-    pub snapshot_retention: Option<usize>,
-    /// Folder that they are kept in [default: snapshots in the data folder]
-    #[arg(long, value_name = "DIR")]
-    pub snapshot_dir: Option<PathBuf>,
+pub struct DatastoreArgs {
+    /// Client URLs of a real etcd cluster that holds the state, separated by commas; masters with the same ones are one
+    /// cluster [default: a log of this master's own]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub datastore_endpoints: Option<Vec<String>>,
+    /// CA that the certificates of that etcd are checked with (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub datastore_cafile: Option<PathBuf>,
+    /// Certificate shown to that etcd (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub datastore_certfile: Option<PathBuf>,
+    /// Key of that certificate (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub datastore_keyfile: Option<PathBuf>,
 }
 
 /// Commands about tokens.

@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use apiserver::ApiServer;
-use apiserver::extract::ObjectExtract;
 use jiff::Timestamp;
 use store::Store;
 use tokio::net::{TcpListener, TcpSocket};
@@ -25,8 +23,7 @@ use crate::in_process::{self, CONTROLLERS, SCHEDULER};
 use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
-use crate::upkeep::Upkeep;
-use crate::{addresses, dns_service, kubeconfig, status};
+use crate::{addresses, datastore, dns_service, kubeconfig, status};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
 const WORKERS: usize = 2;
@@ -35,8 +32,6 @@ const BACKLOG: u32 = 1024;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often certificates and the machine's addresses are looked at.
 const RENEWAL_PERIOD: Duration = Duration::from_secs(60);
-/// Heartbeats live in memory only: they come again by themselves, and would wear out flash.
-const VOLATILE_PREFIX: &[u8] = b"/registry/leases/kube-node-lease/";
 
 /// The command `run`.
 ///
@@ -70,16 +65,10 @@ async fn master(config: Config) -> anyhow::Result<()> {
     made.with_context(|| config.data_dir.display().to_string())?;
     // First the store: its lock says that no other process has the folder.
     let loaded = Loaded::read(&config.data_dir, config.cluster_secret_file.as_deref())?;
-    let store = open_store(&config.data_dir, &loaded)?;
+    let store = Box::pin(datastore::open(&config, &loaded)).await?;
     let secrets = Secrets::open(store.clone(), loaded).await?;
     let identity = Identity::open(config, &secrets, Timestamp::now()).await?;
-    let upkeep = Upkeep {
-        store: store.clone(),
-        ring: secrets.ring().clone(),
-        datastore: "embedded",
-        schedule: identity.config.snapshots.clone(),
-    };
-    let parts = Parts::start(identity, listener, upkeep).await?;
+    let parts = Parts::start(identity, listener, store.clone()).await?;
     let result = parts.run(&mut stop).await;
     store.close().await;
     tracing::info!("stopped");
@@ -111,14 +100,6 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-fn open_store(data_dir: &Path, loaded: &Loaded) -> anyhow::Result<Store> {
-    let mut config = store::Config::new(data_dir.join("store"));
-    config.extract = Arc::new(ObjectExtract::builtin());
-    config.volatile_prefixes = vec![VOLATILE_PREFIX.to_vec()];
-    config.seal = Some(loaded.ring().clone());
-    Store::open(config).map_err(|error| loaded.explain(error).into())
 }
 
 /// The keys and certificates of this master, and what stands in them.
@@ -270,9 +251,8 @@ impl Parts {
     async fn start(
         identity: Identity,
         listener: TcpListener,
-        upkeep: Upkeep,
+        store: Store,
     ) -> anyhow::Result<Self> {
-        let store = upkeep.store.clone();
         let server = Box::pin(ApiServer::new(identity.apiserver_config(), store)).await?;
         let (user, groups) = in_process::MASTER;
         let own = in_process::client(server.clone(), user, groups);
@@ -283,7 +263,6 @@ impl Parts {
         let address = listener.local_addr()?;
         tracing::info!(%address, advertise = %identity.advertise, "serving the API");
         let (mut components, mut serving) = (JoinSet::new(), JoinSet::new());
-        upkeep.start(&server, &mut components, &stopping);
         let api = server.clone();
         serving.spawn(async move {
             api.serve(listener, tls, stopping_serving).await.context("the API server")?;

@@ -4,11 +4,9 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::cli::{Output, StatusArgs};
-use crate::figures::Figures;
 use crate::{kubeconfig, pki};
 
 /// The Kubernetes version whose API is served.
@@ -32,7 +30,6 @@ struct Found {
     nodes: (usize, usize),
     pods: (usize, usize),
     certificates: Vec<(String, String)>,
-    store: Option<Figures>,
 }
 
 /// The command `status`.
@@ -65,7 +62,6 @@ async fn find(data_dir: &Path) -> anyhow::Result<Found> {
     };
     let nodes: Value = client.request(get("/api/v1/nodes")?).await.map_err(explained)?;
     let pods: Value = client.request(get("/api/v1/pods")?).await.map_err(explained)?;
-    let metrics = client.request_text(get("/metrics")?).await.map_err(explained)?;
     Ok(Found {
         server: server(data_dir),
         version: version["gitVersion"].as_str().unwrap_or("?").to_owned(),
@@ -73,7 +69,6 @@ async fn find(data_dir: &Path) -> anyhow::Result<Found> {
         nodes: counted(&nodes, is_ready),
         pods: counted(&pods, |pod| pod["status"]["phase"] == "Running"),
         certificates: certificates(&data_dir.join("pki")),
-        store: Figures::parse(&metrics),
     })
 }
 
@@ -143,7 +138,6 @@ fn render_text(found: &Found) -> String {
         let head = if at == 0 { "Certificates:" } else { "" };
         text.push_str(&format!("{head:<15}{name} until {end}\n"));
     }
-    text.push_str(&found.store.as_ref().map(|own| own.text(Timestamp::now())).unwrap_or_default());
     text
 }
 
@@ -161,7 +155,6 @@ fn render_json(found: &Found) -> String {
         "nodes": { "ready": found.nodes.0, "total": found.nodes.1 },
         "pods": { "running": found.pods.0, "total": found.pods.1 },
         "certificates": certificates,
-        "store": found.store.as_ref().map(Figures::json),
     });
     told.to_string() + "\n"
 }

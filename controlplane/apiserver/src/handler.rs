@@ -96,8 +96,9 @@ async fn route(
     (info, body): (RequestInfo, Body),
     user: User,
 ) -> Result<Response<Body>, ApiError> {
-    let user = crate::guard::authorize(server, &parts, &info, user)?;
     let query = Query::parse(parts.uri.query());
+    catch_up(server, &info, &query).await?;
+    let user = crate::guard::authorize(server, &parts, &info, user)?;
     if !info.is_resource_request {
         return crate::guard::discover(server, &parts)
             .or_else(|| meta::respond(server, &parts.method, parts.uri.path(), &query))
@@ -122,6 +123,19 @@ async fn route(
         Ok(result) => result,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout", 0)),
     }
+}
+
+/// What anybody was told before, by any master, is what this request is judged by and acts on. Only a read that names a revision takes
+/// what is here, if that is new enough.
+async fn catch_up(server: &ApiServer, info: &RequestInfo, query: &Query) -> Result<(), ApiError> {
+    let store = server.registry().store();
+    let reads = matches!(info.verb.as_str(), "get" | "list" | "watch");
+    let named = query.get("resourceVersion").parse().ok();
+    let here = named.is_some_and(|wanted: store::Revision| wanted <= store.revision());
+    if !info.is_resource_request || (reads && here) {
+        return Ok(());
+    }
+    store.fresh().await.map_err(registry::write_error)
 }
 
 fn find(server: &ApiServer, info: &RequestInfo) -> Result<Arc<Resource>, ApiError> {

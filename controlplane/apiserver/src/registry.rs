@@ -159,7 +159,7 @@ pub(crate) fn read_error(error: ReadError) -> ApiError {
 pub(crate) fn write_error(error: WriteError) -> ApiError {
     match error {
         WriteError::TooLarge { .. } => ApiError::request_entity_too_large(error.to_string()),
-        WriteError::Refused { .. } | WriteError::Closed => {
+        WriteError::Refused { .. } | WriteError::Unavailable { .. } | WriteError::Closed => {
             ApiError::service_unavailable(error.to_string())
         }
         WriteError::Read(error) => read_error(error),

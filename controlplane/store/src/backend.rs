@@ -2,6 +2,7 @@
 //! through [`Published`]. Knows no log and no network.
 
 pub(crate) mod embedded;
+pub(crate) mod etcd;
 mod queue;
 mod recovery;
 mod speculation;
@@ -37,6 +38,10 @@ pub(crate) enum Command {
 pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Takes a command; it is answered when it is durable and published. The permit is dropped with the answer.
     fn submit(&self, command: Command, permit: OwnedSemaphorePermit);
+    /// Waits until all that anybody was told before is published; `None`: it is.
+    fn fresh(&self) -> Option<oneshot::Receiver<Result<(), WriteError>>> {
+        None
+    }
     /// Stops taking commands, finishes those taken and lets go of everything held.
     fn close(&self) -> oneshot::Receiver<()>;
     /// Bytes written, flushes, checkpoints.

@@ -7,7 +7,6 @@ mod backend;
 mod grpc;
 mod history;
 mod lease;
-pub mod local;
 mod log;
 mod revision;
 pub mod seal;
@@ -25,7 +24,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use crate::backend::Written;
-use crate::backend::{Backend, Command, Published, Reply, embedded};
+pub use crate::backend::etcd::EtcdConfig;
+use crate::backend::{Backend, Command, Published, Reply, embedded, etcd};
 use crate::lease::Leases;
 pub use crate::lease::{LEASE_TTL_SECONDS_MIN, LeaseStatus};
 pub use crate::log::disk::{Disk, DiskFile, RealDisk};
@@ -165,6 +165,28 @@ impl Store {
         Ok(Self { inner: Arc::new(Inner { published, backend: Box::new(backend), places }) })
     }
 
+    /// Opens the store whose log is a real etcd cluster; several processes may. Waits for etcd, as long as `etcd` says. Of the folder
+    /// in `config` only the lock is used; volatile prefixes don't count. Needs a runtime of tokio's, on which it lives.
+    ///
+    /// # Errors
+    /// Another process has the folder, etcd is not there in time, or what it holds can't be used.
+    pub async fn open_etcd(etcd: EtcdConfig, config: Config) -> Result<Self, OpenError> {
+        let (published, backend) = Box::pin(etcd::open(&etcd, config)).await?;
+        let places = Arc::new(Semaphore::new(WRITES_WAITING_MAX));
+        Ok(Self { inner: Arc::new(Inner { published, backend: Box::new(backend), places }) })
+    }
+
+    /// Waits until what anybody was told before this call, by any master, is in what is read after it. Free where the log is our own.
+    ///
+    /// # Errors
+    /// The datastore did not answer.
+    pub async fn fresh(&self) -> Result<(), WriteError> {
+        match self.inner.backend.fresh() {
+            Some(answer) => answer.await.unwrap_or(Err(WriteError::Closed)),
+            None => Ok(()),
+        }
+    }
+
     /// The last published revision.
     pub fn revision(&self) -> Revision {
         self.inner.published.with(|snapshot| snapshot.revision)
@@ -200,6 +222,7 @@ impl Store {
             return Err(WriteError::TooLarge { bytes, bytes_max: TXN_BYTES_MAX });
         }
         if !txn.writes() {
+            self.fresh().await?;
             let (extract, lease_exists) = (&ExtractNothing, &|_| false);
             let surroundings = Surroundings { extract, lease_exists };
             return Ok(apply(&mut self.inner.published.snapshot(), &txn, &surroundings)?.result);

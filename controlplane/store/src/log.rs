@@ -101,6 +101,14 @@ pub enum OpenError {
         /// What this program reads.
         supported: u8,
     },
+    /// A real etcd cluster is the log, and it can't be used.
+    #[error("the datastore at {endpoints}: {reason}")]
+    Datastore {
+        /// Its endpoints.
+        endpoints: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl OpenError {

@@ -370,6 +370,26 @@ pub enum WriteError {
         /// What failed, with the file's name.
         reason: Arc<str>,
     },
+    /// The datastore can't be reached or has no leader. Nothing was changed; try again.
+    #[error("the datastore is not available: {reason}")]
+    Unavailable {
+        /// What failed.
+        reason: Arc<str>,
+    },
+    /// The answer of the datastore did not come. Whether the write was done is not known: read before trying again.
+    #[error(
+        "the datastore did not answer in time, and the write may have been done or not: {reason}"
+    )]
+    Unknown {
+        /// What failed.
+        reason: Arc<str>,
+    },
+    /// The datastore holds this value sealed, and can't compare it.
+    #[error("the value of {key} is sealed and can't be compared")]
+    SealedCompare {
+        /// The key, as text.
+        key: String,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,

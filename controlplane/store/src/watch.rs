@@ -286,6 +286,18 @@ impl Hub {
         Ok(Watcher { id, shared, hub, before: from - 1, events_max: request.events_max })
     }
 
+    /// Ends every watch there is: what happened up to `compact_revision` can't be told any more.
+    pub(crate) fn compacted(&self, compact_revision: Revision) {
+        let mut index = self.lock();
+        let closed = index.closed;
+        let ended = std::mem::replace(&mut *index, Index { closed, ..Index::default() });
+        self.dispatched.fetch_max(compact_revision, Ordering::AcqRel);
+        drop(index);
+        for watcher in ended.watchers.into_values() {
+            watcher.shared.end(WatchError::Compacted { compact_revision });
+        }
+    }
+
     /// Ends every watch, also those to come.
     pub(crate) fn close(&self) {
         let mut index = self.lock();

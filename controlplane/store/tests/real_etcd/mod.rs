@@ -1,0 +1,114 @@
+//! A real etcd on loopback, as many members as wanted; killed and removed at the end.
+#![allow(unreachable_pub, dead_code, missing_docs, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a test says what it skips")]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use store::EtcdConfig;
+use tempfile::TempDir;
+
+const PROGRAM: &str = "/usr/bin/etcd";
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    client: u16,
+    peer: u16,
+    process: Option<Child>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Member {
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct RealEtcd {
+    members: Vec<Member>,
+    dir: TempDir,
+}
+
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+impl RealEtcd {
+    /// Whether there is an etcd on this machine; says so when there is none.
+    pub fn is_here() -> bool {
+        let here = std::path::Path::new(PROGRAM).exists();
+        if !here {
+            eprintln!("SKIPPED: {PROGRAM} is not installed");
+        }
+        here
+    }
+
+    pub fn start(members: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let member = |at: usize| {
+            let [client, peer] = free_ports();
+            Member { name: format!("m{at}"), client, peer, process: None }
+        };
+        let mut etcd = Self { members: (0..members).map(member).collect(), dir };
+        for at in 0..members {
+            etcd.start_member(at);
+        }
+        etcd
+    }
+
+    pub fn start_member(&mut self, at: usize) {
+        let peer = |member: &Member| format!("http://127.0.0.1:{}", member.peer);
+        let cluster = self.members.iter().map(|m| format!("{}={}", m.name, peer(m)));
+        let cluster = cluster.collect::<Vec<_>>().join(",");
+        let log = std::fs::File::create(self.dir.path().join(format!("m{at}.log"))).unwrap();
+        let member = &mut self.members[at];
+        let (client, peer) = (format!("http://127.0.0.1:{}", member.client), peer(member));
+        let data = self.dir.path().join(&member.name);
+        let process = Command::new(PROGRAM)
+            .args(["--name", &member.name, "--data-dir", data.to_str().unwrap()])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &cluster, "--initial-cluster-state", "new"])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        member.process = Some(process);
+    }
+
+    /// SIGKILL.
+    pub fn kill_member(&mut self, at: usize) {
+        self.members[at].kill();
+    }
+
+    /// SIGSTOP or SIGCONT: a member that neither answers nor hangs up.
+    pub fn signal_member(&self, at: usize, signal: &str) {
+        let pid = self.members[at].process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("http://127.0.0.1:{}", member.client)).collect()
+    }
+
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig { open_timeout: READY_WITHIN, ..EtcdConfig::new(self.endpoints()) }
+    }
+}
