@@ -1,8 +1,8 @@
 //! Owns durability: records in segments, checkpoints of the map, recovery, and the removal of what nobody needs. Knows
 //! sequences and bytes; what they mean is [`Replay`]'s.
 //!
-//! The folder holds `log-<first sequence>` and `checkpoint-<last sequence>` (16 hex digits). Recovery loads the oldest checkpoint and
-//! replays every record behind it, so that the history comes back with the state. A checkpoint is the base as soon as the history
+//! The folder holds `log-<first sequence>` and `checkpoint-<last sequence>` (16 hex digits). Recovery loads the oldest checkpoint
+//! (none where the first segment is still there) and replays every record behind it, so that the history comes back with the state. A checkpoint is the base as soon as the history
 //! begins behind it; then older checkpoints go, and after them the segments that only they needed. In this order: a crash in
 //! between leaves too much, never too little.
 
@@ -203,12 +203,16 @@ impl Log {
         replay: &mut dyn Replay,
     ) -> Result<Self, OpenError> {
         let names = disk.names().map_err(OpenError::io("the store's folder", "listed"))?;
+        // What a killed process made, renamed and removed may not be durable yet; what follows relies on it.
+        disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
         for name in names.iter().filter(|name| name.ends_with(checkpoint::UNFINISHED)) {
             disk.remove(name).map_err(OpenError::io(name, "removed"))?;
         }
-        let checkpoints = checkpoint::load(&*disk, &names, replay)?;
+        // A log that is there from its first record on needs no checkpoint, and has the whole history.
+        let whole = segment::is_whole(&names);
+        let checkpoints = checkpoint::load(&*disk, &names, (!whole).then_some(&mut *replay))?;
         let nothing = CheckpointInfo { sequence: 0, revision: 0 };
-        let base = checkpoints.first().copied().unwrap_or(nothing);
+        let base = checkpoints.first().copied().filter(|_| !whole).unwrap_or(nothing);
         let recovered = segment::recover(&*disk, &names, base, replay)?;
         let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);
@@ -287,7 +291,9 @@ impl Log {
 
     /// Whether the log has outgrown the state: then a checkpoint at most doubles what is written.
     pub(crate) fn wants_checkpoint(&self, state_bytes: usize) -> bool {
-        self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(state_bytes as u64)
+        let newest = self.checkpoints.last().map_or(0, |newest| newest.sequence);
+        self.durable > newest
+            && self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(state_bytes as u64)
     }
 
     /// The next checkpoint is due only after as much log again, whatever becomes of this one.
@@ -305,13 +311,20 @@ impl Log {
         let Some(base) = base.filter(|base| *base > 0 || self.has_unneeded_segment()) else {
             return Ok(());
         };
-        for info in self.checkpoints.drain(..base) {
-            remove(&*self.disk, &info.name())?;
+        // What could not be removed stays in the lists, since recovery will find it too.
+        for _ in 0..base {
+            remove(&*self.disk, &self.checkpoints[0].name())?;
+            self.checkpoints.remove(0);
         }
         sync_names(&*self.disk)?;
         while self.has_unneeded_segment() {
-            let info = self.segments.remove(0);
-            remove(&*self.disk, &info.name())?;
+            let oldest = self.segments[0];
+            remove(&*self.disk, &oldest.name())?;
+            // Whoever finds the first segment takes the log for whole.
+            if oldest.is_first() {
+                sync_names(&*self.disk)?;
+            }
+            self.segments.remove(0);
         }
         Ok(())
     }
@@ -323,7 +336,13 @@ impl Log {
 }
 
 fn remove(disk: &dyn Disk, name: &str) -> Result<(), LogError> {
-    disk.remove(name).map_err(|source| LogError { file: name.to_owned(), source })
+    match disk.remove(name) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LogError { file: name.to_owned(), source })
+        }
+        // Gone by an earlier try.
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 pub(crate) fn sync_names(disk: &dyn Disk) -> Result<(), LogError> {

@@ -28,7 +28,7 @@ pub struct WatchRequest {
     pub from: Option<Revision>,
     /// Only events whose entry before or after carries this index key.
     pub index: Option<Box<str>>,
-    /// How many new events may wait for the reader before it is expired.
+    /// How many new events may wait for the reader before it is expired; the last revision's may go beyond.
     pub events_max: usize,
 }
 
@@ -59,6 +59,8 @@ struct Queue {
     /// Events up to here were queued or are not wanted.
     seen: Revision,
     ended: Option<WatchError>,
+    /// The first revision of what was queued when the reader expired.
+    lost_from: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -79,13 +81,14 @@ impl Shared {
         self.ready.notify_one();
     }
 
-    /// `false`: the watcher is expired.
-    fn offer(&self, event: &Arc<Event>) -> bool {
+    /// Offers events of one revision, so that a reader gets all of them at once. `false`: the watcher is expired.
+    fn offer<'a>(&self, revision: Revision, events: impl Iterator<Item = &'a Arc<Event>>) -> bool {
         let mut queue = self.lock();
-        if event.revision <= queue.seen || queue.ended.is_some() {
+        if revision <= queue.seen || queue.ended.is_some() {
             return true;
         }
         if queue.events.len() >= queue.events_max {
+            queue.lost_from = queue.events.front().map(|event| event.revision).or(Some(revision));
             queue.events = VecDeque::new();
             let events_max = queue.events_max;
             queue.ended = Some(WatchError::Expired { events_max });
@@ -94,7 +97,7 @@ impl Shared {
             return false;
         }
         let wake = queue.events.is_empty();
-        queue.events.push_back(event.clone());
+        queue.events.extend(events.cloned());
         drop(queue);
         if wake {
             self.ready.notify_one();
@@ -241,14 +244,23 @@ impl Hub {
     /// Offers committed events, in their order, and says how far everyone is.
     pub(crate) fn dispatch(&self, events: &[Arc<Event>], revision: Revision) {
         let mut index = self.lock();
-        let mut found = Vec::new();
-        for event in events {
-            index.interested(event, &mut found);
-            for id in &found {
-                let watcher = index.watchers.get(id);
-                if watcher.is_some_and(|watcher| !watcher.shared.offer(event)) {
+        let (mut found, mut wanted) = (Vec::new(), Vec::new());
+        for own in events.chunk_by(|one, next| one.revision == next.revision) {
+            wanted.clear();
+            for event in own {
+                index.interested(event, &mut found);
+                wanted.extend(found.iter().map(|id| (*id, event)));
+            }
+            if own.len() > 1 {
+                wanted.sort_by_key(|(id, _)| *id);
+            }
+            for offered in wanted.chunk_by(|(one, _), (next, _)| one == next) {
+                let (id, event) = offered[0];
+                let events = offered.iter().map(|(_, event)| *event);
+                let watcher = index.watchers.get(&id);
+                if watcher.is_some_and(|own| !own.shared.offer(event.revision, events)) {
                     self.expired.fetch_add(1, Ordering::Relaxed);
-                    index.remove(*id);
+                    index.remove(id);
                 }
             }
         }
@@ -276,7 +288,7 @@ impl Hub {
         let seen = now.revision.max(from - 1);
         let events_max = request.events_max.saturating_add(backlog.len());
         let ended = index.closed.then_some(WatchError::Closed);
-        let queue = Mutex::new(Queue { events: backlog, events_max, seen, ended });
+        let queue = Mutex::new(Queue { events: backlog, events_max, seen, ended, lost_from: None });
         let shared = Arc::new(Shared { queue, ready: Notify::new() });
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (keys, index_key) = (request.keys, request.index);
@@ -361,7 +373,8 @@ impl Watcher {
         // Read before the queue: what is queued later is newer than this.
         let dispatched = self.hub.dispatched.load(Ordering::Acquire);
         let queue = self.shared.lock();
-        queue.events.front().map_or(dispatched.max(self.before), |event| event.revision - 1)
+        let waiting = queue.lost_from.or_else(|| Some(queue.events.front()?.revision));
+        waiting.map_or(dispatched.max(self.before), |first| first - 1)
     }
 }
 

@@ -95,20 +95,19 @@ pub(crate) fn save(
     sync_names(disk)
 }
 
-/// Reads the oldest checkpoint into `replay`, and the heads of the others.
+/// Reads the oldest checkpoint into `replay`, if that is wanted, and the heads of the others.
 pub(crate) fn load(
     disk: &dyn Disk,
     names: &[String],
-    replay: &mut dyn Replay,
+    mut replay: Option<&mut dyn Replay>,
 ) -> Result<Vec<CheckpointInfo>, OpenError> {
     let mut found = Vec::new();
     for sequence in sequences(names, PREFIX) {
         let name = CheckpointInfo { sequence, revision: 0 }.name();
         let file = disk.open(&name).map_err(OpenError::io(&name, "opened"))?;
-        let read = if found.is_empty() {
-            read(&*file, &name, FileKind::Checkpoint, replay, Extent::Whole)?
-        } else {
-            read(&*file, &name, FileKind::Checkpoint, &mut Nothing, Extent::Beginning)?
+        let read = match replay.take() {
+            Some(replay) => read(&*file, &name, FileKind::Checkpoint, replay, Extent::Whole)?,
+            None => read(&*file, &name, FileKind::Checkpoint, &mut Nothing, Extent::Beginning)?,
         };
         if read.head.sequence != sequence {
             return Err(OpenError::damaged(&name, 8, 0, "its sequence is not the name's"));

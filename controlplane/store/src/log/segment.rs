@@ -12,6 +12,8 @@ use crate::log::{LogError, OpenError, Replay, sequences, sync_names};
 use crate::revision::Revision;
 
 const PREFIX: &str = "log-";
+/// The sequence of a store's first record.
+const FIRST_SEQUENCE: u64 = 1;
 
 /// Whether a file has the name of one.
 pub(crate) fn is_one(name: &str) -> bool {
@@ -27,6 +29,11 @@ pub(crate) struct SegmentInfo {
 impl SegmentInfo {
     pub(crate) fn name(self) -> String {
         format!("{PREFIX}{:016x}", self.first_sequence)
+    }
+
+    /// Whether it is the first that the store ever wrote.
+    pub(crate) fn is_first(self) -> bool {
+        self.first_sequence == FIRST_SEQUENCE
     }
 }
 
@@ -51,6 +58,11 @@ impl Tail {
         self.end += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// Whether the log is there from its first record on: the first segment is the first to be removed.
+pub(crate) fn is_whole(names: &[String]) -> bool {
+    sequences(names, PREFIX).first() == Some(&FIRST_SEQUENCE)
 }
 
 /// Makes a segment with room for `bytes` of records. Its head is durable before any record is: so a bad head over anything but zeros
