@@ -13,4 +13,5 @@ pub mod lab;
 pub mod load;
 pub mod scenario;
 pub mod shell;
+pub mod soak;
 pub mod vm;

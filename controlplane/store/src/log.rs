@@ -214,6 +214,8 @@ impl Log {
         let nothing = CheckpointInfo { sequence: 0, revision: 0 };
         let base = checkpoints.first().copied().filter(|_| !whole).unwrap_or(nothing);
         let recovered = segment::recover(&*disk, &names, base, replay)?;
+        // A file that recovery removed must not come back between later ones.
+        disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
         let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);
         let random = RandomState::new().build_hasher().finish();
