@@ -209,10 +209,9 @@ impl Log {
             disk.remove(name).map_err(OpenError::io(name, "removed"))?;
         }
         // A log that is there from its first record on needs no checkpoint, and has the whole history.
-        let whole = segment::is_whole(&names);
-        let checkpoints = checkpoint::load(&*disk, &names, (!whole).then_some(&mut *replay))?;
-        let nothing = CheckpointInfo { sequence: 0, revision: 0 };
-        let base = checkpoints.first().copied().filter(|_| !whole).unwrap_or(nothing);
+        let first = segment::first_sequence(&names);
+        let (checkpoints, base) = checkpoint::load(&*disk, &names, first, replay)?;
+        let base = base.unwrap_or(CheckpointInfo { sequence: 0, revision: 0 });
         let recovered = segment::recover(&*disk, &names, base, replay)?;
         // A file that recovery removed must not come back between later ones.
         disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::log::disk::{Disk, DiskFile};
 use crate::log::dump::{Dump, Extent, PIECE_BYTES, read};
 use crate::log::record::{FileHead, FileKind};
+use crate::log::segment::FIRST_SEQUENCE;
 use crate::log::{Counters, LogError, OpenError, Replay, sequences, sync_names};
 use crate::revision::Revision;
 
@@ -95,26 +96,34 @@ pub(crate) fn save(
     sync_names(disk)
 }
 
-/// Reads the oldest checkpoint into `replay`, if that is wanted, and the heads of the others.
+/// Reads the base of a log that begins at `first` into `replay`, and the heads of the other checkpoints. The base is the oldest
+/// checkpoint that the log goes on from: an older one was about to be removed.
 pub(crate) fn load(
     disk: &dyn Disk,
     names: &[String],
-    mut replay: Option<&mut dyn Replay>,
-) -> Result<Vec<CheckpointInfo>, OpenError> {
+    first: Option<u64>,
+    replay: &mut dyn Replay,
+) -> Result<(Vec<CheckpointInfo>, Option<CheckpointInfo>), OpenError> {
+    let all = sequences(names, PREFIX);
+    let goes_on = |sequence: &&u64| first.is_none_or(|first| first <= **sequence + 1);
+    let base = all.iter().find(goes_on).or(all.first()).copied();
+    let base = base.filter(|_| first != Some(FIRST_SEQUENCE));
     let mut found = Vec::new();
-    for sequence in sequences(names, PREFIX) {
+    for sequence in all {
         let name = CheckpointInfo { sequence, revision: 0 }.name();
         let file = disk.open(&name).map_err(OpenError::io(&name, "opened"))?;
-        let read = match replay.take() {
-            Some(replay) => read(&*file, &name, FileKind::Checkpoint, replay, Extent::Whole)?,
-            None => read(&*file, &name, FileKind::Checkpoint, &mut Nothing, Extent::Beginning)?,
+        let read = if base == Some(sequence) {
+            read(&*file, &name, FileKind::Checkpoint, replay, Extent::Whole)?
+        } else {
+            read(&*file, &name, FileKind::Checkpoint, &mut Nothing, Extent::Beginning)?
         };
         if read.head.sequence != sequence {
             return Err(OpenError::damaged(&name, 8, 0, "its sequence is not the name's"));
         }
         found.push(CheckpointInfo { sequence, revision: read.revision });
     }
-    Ok(found)
+    let base = found.iter().find(|info| base == Some(info.sequence)).copied();
+    Ok((found, base))
 }
 
 /// Takes what is read only for the revision.

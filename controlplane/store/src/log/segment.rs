@@ -13,7 +13,7 @@ use crate::revision::Revision;
 
 const PREFIX: &str = "log-";
 /// The sequence of a store's first record.
-const FIRST_SEQUENCE: u64 = 1;
+pub(crate) const FIRST_SEQUENCE: u64 = 1;
 
 /// Whether a file has the name of one.
 pub(crate) fn is_one(name: &str) -> bool {
@@ -60,9 +60,9 @@ impl Tail {
     }
 }
 
-/// Whether the log is there from its first record on: the first segment is the first to be removed.
-pub(crate) fn is_whole(names: &[String]) -> bool {
-    sequences(names, PREFIX).first() == Some(&FIRST_SEQUENCE)
+/// The first sequence of the oldest segment.
+pub(crate) fn first_sequence(names: &[String]) -> Option<u64> {
+    sequences(names, PREFIX).first().copied()
 }
 
 /// Makes a segment with room for `bytes` of records. Its head is durable before any record is: so a bad head over anything but zeros
