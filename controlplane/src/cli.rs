@@ -76,6 +76,9 @@ pub struct RunArgs {
     /// Where the state is held.
     #[command(flatten)]
     pub datastore: DatastoreArgs,
+    /// Snapshots that the master takes.
+    #[command(flatten)]
+    pub snapshots: ScheduleArgs,
     /// Address to listen on [default: every address]
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<IpAddr>,
@@ -133,6 +136,20 @@ pub struct DatastoreArgs {
     /// Key of that certificate (PEM)
     #[arg(long, value_name = "FILE")]
     pub datastore_keyfile: Option<PathBuf>,
+}
+
+/// Flags about snapshots that the master takes by itself.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ScheduleArgs {
+    /// Take a snapshot of the state that often, such as 12h [default: never]
+    #[arg(long, value_name = "DURATION")]
+    pub snapshot_schedule: Option<String>,
+    /// How many of these snapshots are kept [default: 5]
+    #[arg(long, value_name = "N")]
+    pub snapshot_retention: Option<usize>,
+    /// Folder that they are kept in [default: snapshots in the data folder]
+    #[arg(long, value_name = "DIR")]
+    pub snapshot_dir: Option<PathBuf>,
 }
 
 /// Commands about tokens.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cli::{CONFIG_FILE, RunArgs};
+use crate::cli::{CONFIG_FILE, RunArgs, ScheduleArgs};
 use crate::datastore::Datastore;
+use crate::schedule::Schedule;
 
 /// The configuration of a master.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Config {
     pub cluster_secret_file: Option<PathBuf>,
     /// The etcd cluster that holds the state; `None`: a log in the data folder.
     pub datastore: Option<Datastore>,
+    /// Snapshots to take; `None`: none.
+    pub snapshots: Option<Schedule>,
     /// Address to listen on; `None`: every address, of both families.
     pub bind_address: Option<IpAddr>,
     /// Port of the API.
@@ -88,6 +91,9 @@ struct File {
     datastore_cafile: Option<PathBuf>,
     datastore_certfile: Option<PathBuf>,
     datastore_keyfile: Option<PathBuf>,
+    snapshot_schedule: Option<String>,
+    snapshot_retention: Option<usize>,
+    snapshot_dir: Option<PathBuf>,
     bind_address: Option<IpAddr>,
     secure_port: Option<u16>,
     advertise_address: Option<IpAddr>,
@@ -157,7 +163,13 @@ impl Config {
         let grace = args.node_monitor_grace_period.or(file.node_monitor_grace_period);
         let mask = args.node_cidr_mask_size.or(file.node_cidr_mask_size).unwrap_or(24);
         let (store, endpoints) = (args.datastore, file.datastore_endpoints.map(Into::into));
+        let snapshots = ScheduleArgs {
+            snapshot_schedule: args.snapshots.snapshot_schedule.or(file.snapshot_schedule),
+            snapshot_retention: args.snapshots.snapshot_retention.or(file.snapshot_retention),
+            snapshot_dir: args.snapshots.snapshot_dir.or(file.snapshot_dir),
+        };
         let config = Self {
+            snapshots: schedule(snapshots, &args.data_dir)?,
             data_dir: args.data_dir,
             cluster_secret_file: args.cluster_secret_file.or(file.cluster_secret_file),
             datastore: Datastore {
@@ -197,6 +209,10 @@ impl Config {
 }
 
 const SERVICE_CIDR: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 96, 0, 0), 12);
+/// As elsewhere: two and a half days of one each twelve hours.
+const SNAPSHOTS_KEPT: usize = 5;
+/// Shorter ones would only wear out the disk.
+const SNAPSHOT_PERIOD_MIN: Duration = Duration::from_secs(10);
 const CLUSTER_CIDR: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 244, 0, 0), 16);
 /// As everywhere in Kubernetes: the DNS service is the range's tenth address.
 const DNS_INDEX: u32 = 10;
@@ -208,6 +224,20 @@ pub(crate) fn value(
     problem: &'static str,
 ) -> ConfigError {
     ConfigError::Value { flag, value: value.to_string(), problem }
+}
+
+fn schedule(given: ScheduleArgs, data_dir: &Path) -> Result<Option<Schedule>, ConfigError> {
+    let retention = given.snapshot_retention.unwrap_or(SNAPSHOTS_KEPT);
+    if retention == 0 {
+        return Err(value("snapshot-retention", retention, "is not at least 1"));
+    }
+    let Some(period) = given.snapshot_schedule else { return Ok(None) };
+    let period = duration("snapshot-schedule", &period)?;
+    if period < SNAPSHOT_PERIOD_MIN {
+        return Err(value("snapshot-schedule", format!("{period:?}"), "is less than ten seconds"));
+    }
+    let dir = given.snapshot_dir.unwrap_or_else(|| data_dir.join("snapshots"));
+    Ok(Some(Schedule { period, retention, dir }))
 }
 
 fn families(
@@ -306,6 +336,8 @@ mod tests {
     fn what_is_not_possible_is_named() {
         for (text, expected) in [
             ("secure_port = 1", "unknown field"),
+            ("snapshot-schedule = \"1s\"", "less than ten seconds"),
+            ("snapshot-retention = 0", "--snapshot-retention: \"0\" is not at least 1"),
             (
                 "service-node-port-range = \"5-4\"",
                 "--service-node-port-range: \"5-4\" is not FIRST-LAST",

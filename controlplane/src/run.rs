@@ -23,6 +23,7 @@ use crate::in_process::{self, CONTROLLERS, SCHEDULER};
 use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
+use crate::upkeep::Upkeep;
 use crate::{addresses, datastore, dns_service, kubeconfig, status};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
@@ -68,7 +69,13 @@ async fn master(config: Config) -> anyhow::Result<()> {
     let store = Box::pin(datastore::open(&config, &loaded)).await?;
     let secrets = Secrets::open(store.clone(), loaded).await?;
     let identity = Identity::open(config, &secrets, Timestamp::now()).await?;
-    let parts = Parts::start(identity, listener, store.clone()).await?;
+    let upkeep = Upkeep {
+        store: store.clone(),
+        ring: secrets.ring().clone(),
+        datastore: if identity.config.datastore.is_some() { "etcd" } else { "embedded" },
+        schedule: identity.config.snapshots.clone(),
+    };
+    let parts = Parts::start(identity, listener, upkeep).await?;
     let result = parts.run(&mut stop).await;
     store.close().await;
     tracing::info!("stopped");
@@ -251,8 +258,9 @@ impl Parts {
     async fn start(
         identity: Identity,
         listener: TcpListener,
-        store: Store,
+        upkeep: Upkeep,
     ) -> anyhow::Result<Self> {
+        let store = upkeep.store.clone();
         let server = Box::pin(ApiServer::new(identity.apiserver_config(), store)).await?;
         let (user, groups) = in_process::MASTER;
         let own = in_process::client(server.clone(), user, groups);
@@ -263,6 +271,7 @@ impl Parts {
         let address = listener.local_addr()?;
         tracing::info!(%address, advertise = %identity.advertise, "serving the API");
         let (mut components, mut serving) = (JoinSet::new(), JoinSet::new());
+        upkeep.start(&server, &mut components, &stopping);
         let api = server.clone();
         serving.spawn(async move {
             api.serve(listener, tls, stopping_serving).await.context("the API server")?;

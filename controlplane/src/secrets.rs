@@ -259,6 +259,11 @@ impl Secrets {
         Ok(secrets)
     }
 
+    /// The encryption keys.
+    pub fn ring(&self) -> &Arc<Keyring> {
+        &self.loaded.ring
+    }
+
     /// Makes an encryption key behind those that are there. `None`: another master was quicker.
     ///
     /// # Errors
@@ -268,7 +273,7 @@ impl Secrets {
         let keys: Vec<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
         let key = next_encryption_key(&keys);
         let made = self.make_encryption_key(key.clone()).await?;
-        Ok(made.then(|| key.trim_start_matches(PREFIX).to_owned()))
+        Ok(made.then(|| key.trim_start_matches(ENCRYPTION_PREFIX).to_owned()))
     }
 
     async fn make_encryption_key(&self, key: String) -> Result<bool, SecretsError> {

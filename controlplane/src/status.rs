@@ -4,9 +4,11 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::cli::{Output, StatusArgs};
+use crate::figures::Figures;
 use crate::{kubeconfig, pki};
 
 /// The Kubernetes version whose API is served.
@@ -30,6 +32,7 @@ struct Found {
     nodes: (usize, usize),
     pods: (usize, usize),
     certificates: Vec<(String, String)>,
+    store: Option<Figures>,
 }
 
 /// The command `status`.
@@ -62,6 +65,7 @@ async fn find(data_dir: &Path) -> anyhow::Result<Found> {
     };
     let nodes: Value = client.request(get("/api/v1/nodes")?).await.map_err(explained)?;
     let pods: Value = client.request(get("/api/v1/pods")?).await.map_err(explained)?;
+    let metrics = client.request_text(get("/metrics")?).await.map_err(explained)?;
     Ok(Found {
         server: server(data_dir),
         version: version["gitVersion"].as_str().unwrap_or("?").to_owned(),
@@ -69,6 +73,7 @@ async fn find(data_dir: &Path) -> anyhow::Result<Found> {
         nodes: counted(&nodes, is_ready),
         pods: counted(&pods, |pod| pod["status"]["phase"] == "Running"),
         certificates: certificates(&data_dir.join("pki")),
+        store: Figures::parse(&metrics),
     })
 }
 
@@ -138,6 +143,7 @@ fn render_text(found: &Found) -> String {
         let head = if at == 0 { "Certificates:" } else { "" };
         text.push_str(&format!("{head:<15}{name} until {end}\n"));
     }
+    text.push_str(&found.store.as_ref().map(|own| own.text(Timestamp::now())).unwrap_or_default());
     text
 }
 
@@ -155,6 +161,7 @@ fn render_json(found: &Found) -> String {
         "nodes": { "ready": found.nodes.0, "total": found.nodes.1 },
         "pods": { "running": found.pods.0, "total": found.pods.1 },
         "certificates": certificates,
+        "store": found.store.as_ref().map(Figures::json),
     });
     told.to_string() + "\n"
 }

@@ -45,6 +45,7 @@ pub use body::{Body, BodyError};
 pub use config::{Config, NodeTls};
 pub use extract::ObjectExtract;
 pub use meta::GIT_VERSION;
+pub use metrics::MetricsSource;
 pub use resource::{Resource, ResourceTable, Scope, Subresource};
 pub use server::{ApiServer, SetupError};
 pub use user::{Caller, User};

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -35,10 +35,17 @@ struct State {
     inflight: u64,
 }
 
+/// Figures of somebody else, told on the same page.
+pub trait MetricsSource: Send + Sync + std::fmt::Debug {
+    /// Appends lines of the Prometheus text format.
+    fn write(&self, out: &mut String);
+}
+
 /// Counters of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     state: Mutex<State>,
+    more: OnceLock<Arc<dyn MetricsSource>>,
 }
 
 /// A request under way; counted as such until it is dropped.
@@ -54,6 +61,11 @@ impl Drop for Inflight<'_> {
 impl Metrics {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds a source; the first one stays.
+    pub(crate) fn add(&self, source: Arc<dyn MetricsSource>) {
+        self.more.get_or_init(|| source);
     }
 
     pub(crate) fn begin(&self) -> Inflight<'_> {
@@ -79,6 +91,9 @@ impl Metrics {
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _infallible = self.write(&mut out, store);
+        if let Some(more) = self.more.get() {
+            more.write(&mut out);
+        }
         out
     }
 
@@ -103,13 +118,18 @@ impl Metrics {
             Ok(())
         })?;
         for (name, kind, value) in [
-            ("apiserver_storage_objects_total", "gauge", store.keys as u64),
             ("apiserver_storage_size_bytes", "gauge", store.bytes as u64),
+            ("etcd_debugging_mvcc_keys_total", "gauge", store.keys as u64),
+            ("etcd_debugging_mvcc_current_revision", "gauge", store.revision.unsigned_abs()),
+            (
+                "etcd_debugging_mvcc_compact_revision",
+                "gauge",
+                store.compact_revision.unsigned_abs(),
+            ),
+            ("etcd_debugging_mvcc_watcher_total", "gauge", store.watchers as u64),
             ("flotilla_store_history_events", "gauge", store.history_events as u64),
             ("flotilla_store_history_bytes", "gauge", store.history_bytes as u64),
-            ("flotilla_store_watchers", "gauge", store.watchers as u64),
             ("flotilla_store_watches_expired_total", "counter", store.watches_expired),
-            ("flotilla_store_revision", "gauge", store.revision.unsigned_abs()),
             ("flotilla_store_written_bytes_total", "counter", store.written.bytes),
             ("flotilla_store_flushes_total", "counter", store.written.flushes),
             ("flotilla_store_checkpoints_total", "counter", store.written.checkpoints),

@@ -17,7 +17,7 @@ use crate::{
     authz::Authorizer,
     expiry::Expiry,
     handler,
-    metrics::Metrics,
+    metrics::{Metrics, MetricsSource},
     nodes::Nodes,
     openapi::OpenApi,
     peers::Peers,
@@ -130,6 +130,11 @@ impl ApiServer {
     /// Turns true when watches are to end.
     pub(crate) fn closing(&self) -> watch::Receiver<bool> {
         self.inner.closing.subscribe()
+    }
+
+    /// Has `/metrics` tell the figures of another part of the program, too.
+    pub fn add_metrics(&self, source: Arc<dyn MetricsSource>) {
+        self.inner.metrics.add(source);
     }
 
     /// The tunnels of the nodes.

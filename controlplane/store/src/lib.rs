@@ -7,6 +7,7 @@ mod backend;
 mod grpc;
 mod history;
 mod lease;
+pub mod local;
 mod log;
 mod revision;
 pub mod seal;
