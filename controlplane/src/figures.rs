@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// What the store holds and did, and what looks after it.
@@ -161,9 +161,8 @@ impl Snapshots {
         match self.last {
             None => write!(out, "none yet")?,
             Some((at, bytes)) => {
-                let age = now.since((Unit::Day, at)).unwrap_or_default().abs();
-                let (days, hours) = (age.get_days(), age.get_hours());
-                let age = match (days, hours, age.get_minutes()) {
+                let minutes = now.duration_since(at).as_mins().max(0);
+                let age = match (minutes / 1440, minutes / 60 % 24, minutes % 60) {
                     (0, 0, minutes) => format!("{minutes}m"),
                     (0, hours, minutes) => format!("{hours}h{minutes:02}m"),
                     (days, hours, _) => format!("{days}d{hours:02}h"),
