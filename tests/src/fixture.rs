@@ -81,6 +81,8 @@ impl Fixture {
         let dir = std::env::temp_dir().join(format!("flotilla-{suite}-{}", std::process::id()));
         let lab = Lab::up(&UpOptions {
             nodes,
+            masters: 1,
+            etcds: 0,
             dir,
             bin_dir: bin_dir()?,
             registries: None,

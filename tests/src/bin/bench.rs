@@ -61,6 +61,8 @@ fn measure(cli: &Cli) -> Result<Table> {
     if wanted(What::Memory) || wanted(What::Pods) {
         let lab = Lab::up(&UpOptions {
             nodes: 1,
+            masters: 1,
+            etcds: 0,
             dir: cli.dir.clone(),
             bin_dir,
             registries: None,

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use tests::lab::{Lab, MASTER, REGISTRY, UpOptions, hold, image, snapshot};
+use tests::lab::{Lab, UpOptions, hold, image, snapshot};
 
-/// One master and N nodes on this machine, each a host of its own.
+/// Masters, etcd members and N nodes on this machine, each a host of its own.
 #[derive(Debug, Parser)]
 #[command(name = "lab", disable_version_flag = true)]
 struct Cli {
@@ -35,6 +35,12 @@ enum Verb {
         /// How many nodes.
         #[arg(long, default_value_t = 3)]
         nodes: u8,
+        /// How many masters; several need etcd members.
+        #[arg(long, default_value_t = 1)]
+        masters: u8,
+        /// How many etcd members; none: the master's own log is the datastore.
+        #[arg(long, value_name = "MEMBERS", default_value_t = 0)]
+        etcd: u8,
         /// A registries file for the nodes instead of the lab's own registry.
         #[arg(long)]
         registries: Option<PathBuf>,
@@ -59,27 +65,31 @@ enum Verb {
     Exec {
         #[command(flatten)]
         at: At,
-        /// A node, `master` or `registry`.
+        /// A node, `master`, `etcd1` or `registry`.
         host: String,
         /// The command.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
-    /// Cut a host's link.
+    /// Cut a host's link, or the one between two hosts.
     Cut {
         #[command(flatten)]
         at: At,
         /// The host.
         host: String,
+        /// Cut only what goes to this one.
+        other: Option<String>,
     },
-    /// Heal a host's link.
+    /// Heal what was cut, in the same words.
     Heal {
         #[command(flatten)]
         at: At,
         /// The host.
         host: String,
+        /// Heal only what goes to this one.
+        other: Option<String>,
     },
-    /// Signal one process: NODE (its agent), NODE/monitor or master.
+    /// Signal one process: NODE (its agent), NODE/monitor, master or etcd1.
     Kill {
         #[command(flatten)]
         at: At,
@@ -153,12 +163,15 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Up { at, nodes, registries, bin_dir, master_args } => {
+        Verb::Up { at, nodes, masters, etcd, registries, bin_dir, master_args } => {
             let bin_dir = match bin_dir {
                 Some(dir) => dir,
                 None => std::env::current_exe()?.parent().context("no folder")?.to_path_buf(),
             };
-            let lab = Lab::up(&UpOptions { nodes, dir: at.dir, bin_dir, registries, master_args })?;
+            let (dir, etcds) = (at.dir, etcd);
+            let options =
+                UpOptions { nodes, masters, etcds, dir, bin_dir, registries, master_args };
+            let lab = Lab::up(&options)?;
             println!("{}", lab.kubeconfig().display());
         }
         Verb::Down { at } => Lab::open(&at.dir)?.down()?,
@@ -172,8 +185,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
             command.arg(format!("PATH={path}")).arg(program).args(arguments);
             return Err(command.exec()).context("cannot run nsenter");
         }
-        Verb::Cut { at, host } => Lab::open(&at.dir)?.host(&host)?.set_link("down")?,
-        Verb::Heal { at, host } => Lab::open(&at.dir)?.host(&host)?.set_link("up")?,
+        Verb::Cut { at, host, other } => {
+            set_link(&Lab::open(&at.dir)?, (&host, other.as_deref()), "down")?
+        }
+        Verb::Heal { at, host, other } => {
+            set_link(&Lab::open(&at.dir)?, (&host, other.as_deref()), "up")?
+        }
         Verb::Kill { at, target, signal } => {
             let pids = Lab::open(&at.dir)?.kill(&target, signal_number(&signal)?)?;
             println!("signalled {pids:?}");
@@ -181,12 +198,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Power { at, host } => Lab::open(&at.dir)?.host(&host)?.power_off()?,
         Verb::Start { at, host } => Lab::open(&at.dir)?.start(&host)?,
         Verb::Logs { at, host } => {
-            let log = match host.as_str() {
-                MASTER => "controlplane.log",
-                REGISTRY => "registry.log",
-                _ => "agent.log",
-            };
-            let file = Lab::open(&at.dir)?.host(&host)?.dir.join(log);
+            let lab = Lab::open(&at.dir)?;
+            let file = lab.host(&host)?.dir.join(lab.role(&host).log());
             print!("{}", fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?);
         }
         Verb::Snapshot { at, host, file } => {
@@ -216,9 +229,16 @@ fn run(verb: Verb) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn set_link(lab: &Lab, (host, other): (&str, Option<&str>), state: &str) -> Result<()> {
+    let host = lab.host(host)?;
+    match other {
+        Some(other) => host.set_link_to(&lab.host(other)?, state),
+        None => host.set_link(state),
+    }
+}
+
 fn status(lab: &Lab) -> Result<()> {
-    let names = [MASTER, REGISTRY].into_iter().chain(lab.nodes.iter().map(String::as_str));
-    for name in names {
+    for name in lab.hosts() {
         println!("{}", tests::lab::describe(&lab.host(name)?));
     }
     println!("\nKUBECONFIG={}\n", lab.kubeconfig().display());

@@ -199,6 +199,27 @@ impl Host {
         run(&["ip", "-n", &switch, "link", "set", &port, state]).map(drop)
     }
 
+    /// Cuts or heals the link between this host and another one, all others left alone; packets are
+    /// dropped without a word on this side.
+    pub fn set_link_to(&self, other: &Host, state: &str) -> Result<()> {
+        let netns = self.addresses.netns(&self.name);
+        let table = format!("cut-{}", other.name);
+        let nft = |words: &[&str]| {
+            let mut all = vec!["ip", "netns", "exec", &netns, "nft"];
+            all.extend(words);
+            run(&all).map(drop)
+        };
+        if state == "up" {
+            return nft(&["delete", "table", "ip", &table]);
+        }
+        let ip = other.ip;
+        nft(&[&format!(
+            "table ip {table} {{ \
+             chain in {{ type filter hook input priority -300; ip saddr {ip} drop; }}; \
+             chain out {{ type filter hook output priority -300; ip daddr {ip} drop; }}; }}"
+        )])
+    }
+
     /// PIDs, as the machine sees them, of the host's processes whose command line contains all of
     /// `words`, in any depth of PID namespaces below the host's own.
     pub fn pids(&self, words: &[&str]) -> Result<Vec<u32>> {

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::host::signal;
-use super::{Addresses, Host, Lab, MASTER, REGISTRY, image, registry};
+use super::{
+    Addresses, ETCDS_MAX, Host, Lab, MASTER, MASTERS_MAX, REGISTRY, Role, image, registry,
+};
 use crate::shell::{run, wait_for};
 
 /// Port of the lab's registry.
 const REGISTRY_PORT: u16 = 5000;
+/// The cluster secret's file in a master's folder.
+const SECRET: &str = "cluster-secret";
 /// How long the master or the registry may take until it answers.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long all nodes may take until they are Ready.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -23,6 +27,10 @@ const READY_DEADLINE: Duration = Duration::from_secs(120);
 pub struct UpOptions {
     /// How many nodes.
     pub nodes: u8,
+    /// How many masters; more than one need etcd members.
+    pub masters: u8,
+    /// How many etcd members; none: the master's own log is the datastore.
+    pub etcds: u8,
     /// The lab's folder.
     pub dir: PathBuf,
     /// Where `agent`, `controlplane`, `lab` and the static `testserver` are.
@@ -56,6 +64,12 @@ impl Lab {
     }
 
     fn prepare(options: &UpOptions) -> Result<Lab> {
+        if options.masters == 0 || (options.masters > 1 && options.etcds == 0) {
+            bail!("several masters need etcd members to share: --etcd 1, or 3");
+        }
+        if options.masters > MASTERS_MAX || options.etcds > ETCDS_MAX {
+            bail!("a lab has at most {MASTERS_MAX} masters and {ETCDS_MAX} etcd members");
+        }
         fs::create_dir_all(&options.dir)?;
         let dir = options.dir.canonicalize()?;
         let bin_dir = options
@@ -75,7 +89,10 @@ impl Lab {
             }
         };
         let nodes = (1..=options.nodes).map(|number| format!("node{number}")).collect();
-        let lab = Lab { dir, bin_dir, id: addresses.id, nodes, registries };
+        let further = (2..=options.masters).map(|number| format!("{MASTER}{number}"));
+        let masters = std::iter::once(MASTER.to_owned()).chain(further).collect();
+        let etcds = (1..=options.etcds).map(|number| format!("etcd{number}")).collect();
+        let lab = Lab { dir, bin_dir, id: addresses.id, masters, etcds, nodes, registries };
         lab.save()?;
         Ok(lab)
     }
@@ -83,13 +100,27 @@ impl Lab {
     fn start_all(&self, options: &UpOptions) -> Result<()> {
         self.make_switch()?;
         self.start_registry()?;
-        self.host(MASTER)?.power_on()?;
-        fs::write(
-            self.dir.join(MASTER).join("args.json"),
-            serde_json::to_vec(&options.master_args)?,
-        )?;
-        self.start_master()?;
-        self.write_kubeconfig()?;
+        for etcd in &self.etcds {
+            self.host(etcd)?.power_on()?;
+            self.start_etcd(etcd)?;
+        }
+        for etcd in &self.etcds {
+            self.etcd_answers(etcd)?;
+        }
+        let mut arguments = options.master_args.clone();
+        if !self.etcds.is_empty() {
+            let endpoints = self.etcd_endpoints()?.join(",");
+            arguments.extend(["--datastore-endpoints".to_owned(), endpoints]);
+        }
+        for master in &self.masters {
+            let host = self.host(master)?;
+            host.power_on()?;
+            fs::write(host.dir.join("args.json"), serde_json::to_vec(&arguments)?)?;
+            self.share_secret(&host)?;
+            self.start_master(master)?;
+            self.write_kubeconfig(&host)?;
+        }
+        fs::copy(self.kubeconfig_of(MASTER), self.kubeconfig())?;
         for node in &self.nodes {
             self.host(node)?.power_on()?;
             self.join(node, &[])?;
@@ -140,8 +171,18 @@ impl Lab {
         registry::push(&address, "library/testserver", "latest", &testserver)
     }
 
-    fn start_master(&self) -> Result<()> {
-        let host = self.host(MASTER)?;
+    /// Gives a further master the cluster secret that the first one made.
+    fn share_secret(&self, host: &Host) -> Result<()> {
+        if host.name == MASTER {
+            return Ok(());
+        }
+        let (made, own) = (self.dir.join(MASTER).join(SECRET), host.dir.join(SECRET));
+        fs::copy(&made, &own).with_context(|| format!("cannot copy {}", made.display()))?;
+        Ok(())
+    }
+
+    fn start_master(&self, name: &str) -> Result<()> {
+        let host = self.host(name)?;
         let extra: Vec<String> =
             serde_json::from_slice(&fs::read(host.dir.join("args.json"))?).unwrap_or_default();
         let mut command = host.command(self.binary("controlplane"))?;
@@ -154,18 +195,18 @@ impl Lab {
         })
     }
 
-    fn write_kubeconfig(&self) -> Result<()> {
-        let server = self.server();
+    fn write_kubeconfig(&self, master: &Host) -> Result<()> {
+        let server = format!("https://{}:6443", master.ip);
         let output = Command::new(self.binary("controlplane"))
             .arg("kubeconfig")
             .arg("--data-dir")
-            .arg(self.dir.join(MASTER))
+            .arg(&master.dir)
             .args(["--server", &server])
             .output()?;
         if !output.status.success() {
             bail!("controlplane kubeconfig: {}", String::from_utf8_lossy(&output.stderr));
         }
-        Ok(fs::write(self.kubeconfig(), output.stdout)?)
+        Ok(fs::write(self.kubeconfig_of(&master.name), output.stdout)?)
     }
 
     /// A new join token of the lab's master, made with further `arguments`.
@@ -206,20 +247,24 @@ impl Lab {
         if host.holder().is_err() {
             host.power_on()?;
         }
-        let role = if name == MASTER { "controlplane run" } else { "agent run" };
-        if !host.pids(&[role])?.is_empty() {
+        let role = self.role(name);
+        if !host.pids(&[role.process()])?.is_empty() {
             bail!("{name} is running");
         }
-        if name == MASTER { self.start_master() } else { self.start_agent(name) }
+        match role {
+            Role::Master => self.start_master(name),
+            Role::Node => self.start_agent(name),
+            Role::Etcd => self.start_etcd(name),
+            Role::Registry => bail!("the registry only starts with the lab"),
+        }
     }
 
-    /// Kills one process: `master`, `NODE` (its agent) or `NODE/monitor`.
+    /// Kills one process: a master, an etcd member, `NODE` (its agent) or `NODE/monitor`.
     pub fn kill(&self, target: &str, signal_number: i32) -> Result<Vec<u32>> {
         let (name, process) = match target.split_once('/') {
             Some((node, "monitor")) => (node, "agent monitor"),
-            Some((_, other)) => bail!("no process {other:?}; NODE, NODE/monitor or master"),
-            None if target == MASTER => (MASTER, "controlplane run"),
-            None => (target, "agent run"),
+            Some((_, other)) => bail!("no process {other:?}; NODE, NODE/monitor, master or etcd1"),
+            None => (target, self.role(target).process()),
         };
         self.host(name)?.kill(&[process], signal_number)
     }
@@ -249,8 +294,14 @@ impl Lab {
     /// A command that is kubectl with this lab's kubeconfig.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
+        self.kubectl_at(&self.kubeconfig())
+    }
+
+    /// A command that is kubectl with a kubeconfig of this lab's.
+    #[must_use]
+    pub fn kubectl_at(&self, kubeconfig: &Path) -> Command {
         let mut command = Command::new("kubectl");
-        command.env("KUBECONFIG", self.kubeconfig());
+        command.env("KUBECONFIG", kubeconfig);
         command.env("HOME", &self.dir); // its discovery cache belongs to the lab
         command
     }
@@ -263,8 +314,7 @@ impl Lab {
     }
 
     fn take_down(&self) -> Result<()> {
-        let names = [MASTER, REGISTRY].into_iter().chain(self.nodes.iter().map(String::as_str));
-        for name in names {
+        for name in self.hosts() {
             self.host(name)?.power_off()?;
         }
         let switch = self.addresses().switch();
@@ -285,9 +335,8 @@ impl Lab {
     #[must_use]
     pub fn log_tails(&self) -> String {
         let mut text = String::new();
-        let names = [MASTER, REGISTRY].into_iter().chain(self.nodes.iter().map(String::as_str));
-        for name in names {
-            for log in ["controlplane.log", "agent.log", "registry.log", "holder.log"] {
+        for name in self.hosts() {
+            for log in [self.role(name).log(), "holder.log"] {
                 let Ok(content) = fs::read_to_string(self.dir.join(name).join(log)) else {
                     continue;
                 };
