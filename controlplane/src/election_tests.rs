@@ -187,3 +187,58 @@ async fn one_leads_until_it_ends_or_falls_silent() {
     two.end().await;
     assert_eq!(leaders.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_an_earlier_term_changes_nothing() {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let leases: Api<Lease> = Api::namespaced(
+        crate::in_process::client(server.clone(), "system:kube-scheduler", &[]),
+        NAMESPACE,
+    );
+    let held = |holder: &str| LeaseSpec {
+        holder_identity: Some(holder.to_owned()),
+        ..LeaseSpec::default()
+    };
+    let metadata = ObjectMeta { name: Some("kube-scheduler".to_owned()), ..<_>::default() };
+    let lease = Lease { metadata, spec: Some(held("one")) };
+    let mut lease = leases.create(&PostParams::default(), &lease).await.unwrap();
+    assert!(server.fence("kube-scheduler", "two").await.is_err(), "it does not hold the lease");
+    let writer = |fence| {
+        let caller = Caller::new(User::authenticated("admin", &["system:masters"])).fenced(fence);
+        let (server, caller) = (server.clone(), caller);
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let (server, caller) = (server.clone(), caller.clone());
+            let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+            async move { Ok::<_, Infallible>(server.handle(request, caller).await) }
+        });
+        Api::<ConfigMap>::namespaced(Client::new(service, "default"), "default")
+    };
+    let named = |name: &str| ConfigMap {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..<_>::default() },
+        ..ConfigMap::default()
+    };
+    let params = PostParams::default();
+    let one = writer(server.fence("kube-scheduler", "one").await.unwrap());
+    let mut made = one.create(&params, &named("a")).await.unwrap();
+    made.data = Some([("key".to_owned(), "changed".to_owned())].into());
+
+    lease.spec = Some(held("two"));
+    leases.replace("kube-scheduler", &params, &lease).await.unwrap();
+    let two = writer(server.fence("kube-scheduler", "two").await.unwrap());
+    for refused in [
+        one.create(&params, &named("b")).await.map(drop),
+        one.replace("a", &params, &made).await.map(drop),
+        one.delete("a", &<_>::default()).await.map(drop),
+    ] {
+        let Err(kube::Error::Api(status)) = refused else { panic!("{refused:?}") };
+        assert_eq!((status.code, &*status.message), (503, "another master leads by now"));
+    }
+    assert!(two.get_opt("b").await.unwrap().is_none());
+    two.replace("a", &params, &made).await.unwrap();
+    assert!(
+        matches!(two.create(&params, &named("a")).await, Err(kube::Error::Api(s)) if s.code == 409)
+    );
+}

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use apiserver::{ApiServer, Body, BodyError, Caller, User};
+use apiserver::{ApiServer, Body, BodyError, Caller, Fence, User};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use tower::Service;
@@ -39,6 +39,12 @@ impl Service<Request<kube::client::Body>> for InProcess {
         let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
         Box::pin(async move { Ok(server.handle(request, caller).await) })
     }
+}
+
+/// A client that acts as `user`, and writes only while a term lasts.
+pub fn fenced_client(server: ApiServer, user: &str, fence: Fence) -> kube::Client {
+    let caller = Caller::new(User::authenticated(user, &[])).fenced(fence);
+    kube::Client::new(InProcess { server, caller }, "default")
 }
 
 /// A client that acts as `user`, in `groups`.

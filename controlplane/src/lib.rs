@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod cli;
+pub mod components;
 pub mod config;
 pub mod datastore;
 pub mod dns_service;

@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use apiserver::ApiServer;
 use jiff::Timestamp;
-use store::Store;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -19,18 +18,20 @@ use tokio::task::JoinSet;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::in_process::{self, CONTROLLERS, SCHEDULER};
+use crate::in_process;
 use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
 use crate::upkeep::Upkeep;
-use crate::{addresses, datastore, dns_service, kubeconfig, status};
+use crate::{addresses, components, datastore, dns_service, kubeconfig, status, tokens};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
 const WORKERS: usize = 2;
 const BACKLOG: u32 = 1024;
 /// How long open requests may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Length of the random part of a master's name.
+const MASTER_ID_LENGTH: usize = 10;
 /// How often certificates and the machine's addresses are looked at.
 const RENEWAL_PERIOD: Duration = Duration::from_secs(60);
 
@@ -119,8 +120,10 @@ struct Identity {
     shown: Arc<Shown>,
     serving: Pair,
     admin: Pair,
-    /// What this master shows to a kubelet.
+    /// What this master shows to a kubelet, and to other masters.
     node_client: Pair,
+    /// Its name among those that share the datastore; `None`: it is alone.
+    master_id: Option<String>,
 }
 
 fn client(name: &'static str, common_name: &str, organization: &'static str) -> Wanted {
@@ -155,6 +158,12 @@ fn wanted_serving(config: &Config, advertise: IpAddr) -> anyhow::Result<Wanted> 
     Ok(Wanted { name, common_name, organization: None, names })
 }
 
+/// A name that no other process has, or had, as client-go's leader election makes them.
+fn master_id() -> anyhow::Result<String> {
+    let host = addresses::host_name().unwrap_or_else(|| "master".to_owned());
+    Ok(format!("{host}_{}", tokens::random_text(MASTER_ID_LENGTH)?))
+}
+
 impl Identity {
     async fn open(config: Config, secrets: &Secrets, now: Timestamp) -> anyhow::Result<Self> {
         let advertise = config.advertise_address.or_else(addresses::default_address);
@@ -169,7 +178,9 @@ impl Identity {
             secrets.shared(&dir, &pki::SERVICE_ACCOUNT_KEY, now).await?.concat();
         pki.publish_service_account_key(&service_account_key)?;
         let serving = pki.ensure(&wanted_serving(&config, advertise)?, now)?;
+        let shared = config.datastore.is_some();
         let identity = Self {
+            master_id: shared.then(master_id).transpose()?,
             service_account_key,
             shown: Shown::new(&serving)?,
             admin: pki.ensure(&wanted_admin(), now)?,
@@ -230,7 +241,7 @@ impl Identity {
                 key_pem: Some(self.node_client.key_pem.clone()),
                 ca_pem: None,
             },
-            master_id: None,
+            master_id: self.master_id.clone(),
             event_ttl: config.event_ttl,
             drain: DRAIN,
         }
@@ -277,22 +288,11 @@ impl Parts {
             api.serve(listener, tls, stopping_serving).await.context("the API server")?;
             Ok("the API server")
         });
-        let scheduler = in_process::client(server.clone(), SCHEDULER, &[]);
-        let stop = stopping.clone();
+        let (config, candidate) = (identity.controllers_config(), identity.master_id.as_deref());
+        components::spawn(&mut components, &server, candidate, config, &stopping);
+        components.spawn(renew(identity, stopping.clone()));
         components.spawn(async move {
-            scheduler::run(scheduler, scheduler::Config::default(), stop).await?;
-            Ok("the scheduler")
-        });
-        let (keeping, stop_keeping) = (server.clone(), stopping.clone());
-        let reconciling = in_process::client(server, CONTROLLERS, &[]);
-        let (config, stop) = (identity.controllers_config(), stopping.clone());
-        components.spawn(async move {
-            controllers::run(reconciling, config, stop).await?;
-            Ok("the controllers")
-        });
-        components.spawn(renew(identity, stopping));
-        components.spawn(async move {
-            keeping.keep(stop_keeping).await;
+            server.keep(stopping).await;
             Ok("the keeping of the masters' addresses")
         });
         Ok(Self { components, serving, stop_components, stop_serving })

@@ -154,7 +154,7 @@ fn fingerprint(data_dir: &Path) -> anyhow::Result<String> {
 }
 
 /// Random text of `[a-z0-9]`, each character as likely as the others.
-fn random_text(length: usize) -> anyhow::Result<String> {
+pub(crate) fn random_text(length: usize) -> anyhow::Result<String> {
     const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     // The largest multiple of 36 in a byte; what is above would favour the first letters.
     const FAIR: u8 = 252;

@@ -7,7 +7,7 @@ use apimachinery::{gvk::GroupResource, status::ApiError};
 use serde_json::Value;
 use store::{Compare, Entry, Op, OpResult, ReadError, Store, Txn, WriteError};
 
-use crate::{key, resource::Resource, stored};
+use crate::{fence, key, resource::Resource, stored};
 
 /// What must hold and change in the same transaction as an object.
 #[derive(Debug, Default)]
@@ -121,11 +121,18 @@ impl Registry {
         let mut txn = Txn { compare: vec![compare], success: vec![op], failure: Vec::new() };
         txn.compare.extend(alongside.compare);
         txn.success.extend(alongside.ops);
+        let fence = fence::current();
+        if let Some(fence) = &fence {
+            fence.guard(&mut txn);
+        }
         let result = match self.store.txn(txn).await {
             Err(WriteError::LeaseNotFound { .. }) => return Ok(Outcome::Lost),
             result => result.map_err(write_error)?,
         };
         if !result.succeeded {
+            if let Some(error) = fence.and_then(|fence| fence.broken(&result.responses)) {
+                return Err(error);
+            }
             return Ok(Outcome::Lost);
         }
         match result.responses.into_iter().next() {

@@ -16,7 +16,7 @@ use crate::{
     },
     authz::Authorizer,
     expiry::Expiry,
-    handler,
+    fence, handler,
     metrics::{Metrics, MetricsSource},
     nodes::Nodes,
     openapi::OpenApi,
@@ -113,7 +113,10 @@ impl ApiServer {
 
     /// Answers one request: what both the socket and an in-process client call. The body of a watch streams.
     pub async fn handle(&self, request: Request<Body>, caller: Caller) -> Response<Body> {
-        handler::handle(self, request, caller).await
+        match caller.fence.clone() {
+            Some(fence) => fence::within(fence, handler::handle(self, request, caller)).await,
+            None => handler::handle(self, request, caller).await,
+        }
     }
 
     /// Keeps the `kubernetes` Service right, and the other masters told of this one, until `stop` turns true.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::Fence;
+
 /// An authenticated (or anonymous) user as authorization, admission and audit see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
@@ -58,11 +60,19 @@ impl User {
 pub struct Caller {
     /// The user the request acts as.
     pub user: User,
+    /// The term that its writes depend on.
+    pub fence: Option<Fence>,
 }
 
 impl Caller {
     /// A caller that acts as `user`.
     pub fn new(user: User) -> Self {
-        Self { user }
+        Self { user, fence: None }
+    }
+
+    /// The same, writing only while a term lasts.
+    #[must_use]
+    pub fn fenced(self, fence: Fence) -> Self {
+        Self { fence: Some(fence), ..self }
     }
 }
