@@ -4,9 +4,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
-use tests::soak::run::{Histories, histories};
+use tests::soak::in_process::seeds::{self, Plan, Ran};
+use tests::soak::in_process::{bytes, history, power};
 
 /// Proofs of the store.
 #[derive(Debug, Parser)]
@@ -20,6 +21,10 @@ struct Cli {
 enum What {
     /// Random histories with crashes against a model
     Store(StoreArgs),
+    /// Power cuts of a disk in memory, under load
+    Power(PowerArgs),
+    /// Flipped bits and zeroed sectors at every position of small logs
+    Bytes,
 }
 
 #[derive(Debug, Args)]
@@ -41,6 +46,19 @@ struct StoreArgs {
     repeat: u64,
 }
 
+#[derive(Debug, Args)]
+struct PowerArgs {
+    /// How many cuts
+    #[arg(long, default_value_t = 10_000)]
+    cuts: u64,
+    /// The first seed [default: from the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Loads at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: u64,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +72,8 @@ fn main() -> ExitCode {
 fn act(what: What) -> Result<()> {
     match what {
         What::Store(args) => store(&args),
+        What::Power(args) => power(&args),
+        What::Bytes => bytes(),
     }
 }
 
@@ -62,36 +82,66 @@ fn any_seed() -> u64 {
     since.map_or(1, |since| since.as_secs() << 20)
 }
 
+fn judge<T>(ran: Ran<T>, again: &str) -> Result<()> {
+    match ran.failure {
+        None => Ok(()),
+        Some(failed) => {
+            bail!("seed {}: {}\nagain: {again} --seed {}", failed.seed, failed.what, failed.seed)
+        }
+    }
+}
+
 fn store(args: &StoreArgs) -> Result<()> {
     let seed = args.seed.unwrap_or_else(any_seed);
     let count = args.histories.unwrap_or(match (args.seconds, args.seed) {
-        (Some(_), _) => u64::MAX / args.repeat.max(1),
+        (Some(_), _) => u64::MAX,
         (None, Some(_)) => 1,
         (None, None) => 10_000,
     });
     let start = Instant::now();
     let time_max = args.seconds.map(Duration::from_secs);
-    let (jobs, repeat) = (args.jobs, args.repeat.max(1));
-    let (ran, failure) = histories(Histories { seed, count, time_max, jobs, repeat })?;
-    let (tally, seconds) = (ran.tally, start.elapsed().as_secs_f64());
+    let plan = Plan { seed, count, time_max, jobs: args.jobs, repeat: args.repeat.max(1) };
+    let ran = seeds::run(plan, |runtime, seed| runtime.block_on(history::run(seed)), |_| false);
+    let ran = ran.map_err(|error| anyhow!(error))?;
+    let (tally, seconds) = (ran.done, start.elapsed().as_secs_f64());
     println!(
-        "store: {} histories from seed {seed} in {seconds:.1} s ({:.0}/s): {} calls ({} unknown), {} watches, {} power cuts, \
-         {} times opened",
-        ran.histories,
-        ran.histories as f64 / seconds,
+        "store: {} histories from seed {seed} in {seconds:.1} s ({:.0}/s): {} calls ({} never answered), {} watches, \
+         {} power cuts, {} times opened",
+        ran.runs,
+        ran.runs as f64 / seconds,
         tally.calls,
         tally.unknown,
         tally.watches,
         tally.cuts,
         tally.opened
     );
-    match failure {
-        None => Ok(()),
-        Some(failure) => bail!(
-            "seed {}: {}\nagain: scripts/soak store --seed {} --repeat 100",
-            failure.seed,
-            failure.what,
-            failure.seed
-        ),
+    judge(ran, "scripts/soak store --repeat 100")
+}
+
+fn power(args: &PowerArgs) -> Result<()> {
+    let seed = args.seed.unwrap_or_else(any_seed);
+    let start = Instant::now();
+    let plan = Plan { seed, count: u64::MAX, time_max: None, jobs: args.jobs, repeat: 1 };
+    let work = |runtime: &tokio::runtime::Runtime, seed| runtime.block_on(power::run(seed));
+    let ran = seeds::run(plan, work, |done| done.cuts >= args.cuts);
+    let ran = ran.map_err(|error| anyhow!(error))?;
+    println!(
+        "power: {} cuts in {} loads from seed {seed} in {:.1} s; {} with a write there that nobody had been told of yet",
+        ran.done.cuts,
+        ran.runs,
+        start.elapsed().as_secs_f64(),
+        ran.done.beyond
+    );
+    judge(ran, "scripts/soak power --cuts 1")
+}
+
+fn bytes() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    for (what, damages) in runtime.block_on(bytes::run()).map_err(|error| anyhow!(error))? {
+        println!(
+            "bytes: {what}: {} damages: {} refused by name, {} cut as a torn tail, {} in what carries nothing",
+            damages.tried, damages.refused, damages.cut, damages.ignored
+        );
     }
+    Ok(())
 }

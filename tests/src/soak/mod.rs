@@ -2,4 +2,3 @@
 //! masters, bugs put in on purpose. Nothing here is linked into a product binary.
 
 pub mod in_process;
-pub mod run;

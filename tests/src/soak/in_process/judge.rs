@@ -27,7 +27,7 @@ fn everything() -> KeyRange {
     KeyRange::Prefix(Vec::new())
 }
 
-fn contents(store: &Store) -> Result<(Map, Revision), String> {
+pub(super) fn contents(store: &Store) -> Result<(Map, Revision), String> {
     let all = store.range(&Range::all(everything())).map_err(|error| error.to_string())?;
     let revision = all.revision;
     Ok((all.entries.into_iter().map(|entry| (entry.key.to_vec(), entry)).collect(), revision))
