@@ -1,13 +1,15 @@
 //! `soak`: proves the store. Each command prints what it did; the first thing that went wrong ends it, with its seed.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use tests::soak::in_process::seeds::{self, Plan, Ran};
 use tests::soak::in_process::{bytes, history, power};
+use tests::soak::mutations::Bench;
 
 /// Proofs of the store.
 #[derive(Debug, Parser)]
@@ -25,6 +27,8 @@ enum What {
     Power(PowerArgs),
     /// Flipped bits and zeroed sectors at every position of small logs
     Bytes,
+    /// Bugs put in on purpose, each of which the histories must find
+    Mutations(MutationsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +63,16 @@ struct PowerArgs {
     jobs: u64,
 }
 
+#[derive(Debug, Args)]
+struct MutationsArgs {
+    /// How many histories a bug may live
+    #[arg(long, default_value_t = 3000)]
+    histories: u64,
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,6 +88,7 @@ fn act(what: What) -> Result<()> {
         What::Store(args) => store(&args),
         What::Power(args) => power(&args),
         What::Bytes => bytes(),
+        What::Mutations(args) => mutations(&args),
     }
 }
 
@@ -143,5 +158,33 @@ fn bytes() -> Result<()> {
             damages.tried, damages.refused, damages.cut, damages.ignored
         );
     }
+    Ok(())
+}
+
+fn mutations(args: &MutationsArgs) -> Result<()> {
+    let binary = std::env::current_exe()?;
+    let target = binary.parent().and_then(Path::parent).context("no target folder")?;
+    let findings = Bench::build(target)?.findings(args.seed, args.histories)?;
+    let mut missed = 0;
+    println!("{:<30}  {:>10}  {:>6}  what it breaks; what was seen", "bug", "histories", "seed");
+    for finding in findings {
+        let (name, breaks) = (finding.name, finding.breaks);
+        match finding.found {
+            Some(found) => {
+                let what: String =
+                    found.what.lines().next().unwrap_or_default().chars().take(120).collect();
+                println!(
+                    "{name:<30}  {:>10}  {:>6}  {breaks}; {what}",
+                    found.after + 1,
+                    found.seed
+                );
+            }
+            None => {
+                missed += 1;
+                println!("{name:<30}  {:>10}  {:>6}  {breaks}", "NOT FOUND", "");
+            }
+        }
+    }
+    ensure!(missed == 0, "{missed} bugs were not found in {} histories each", args.histories);
     Ok(())
 }

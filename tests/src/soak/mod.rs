@@ -2,3 +2,4 @@
 //! masters, bugs put in on purpose. Nothing here is linked into a product binary.
 
 pub mod in_process;
+pub mod mutations;

@@ -125,7 +125,7 @@ async fn write(store: &Store, step: u8) -> Result<(), String> {
         _ => {
             let key = format!("/k/{}", step % 7);
             let value = vec![b'a' + step; 21 + usize::from(step) * 3 % 80];
-            let lease = if step % 5 == 0 { 1 } else { 0 };
+            let lease = i64::from(step.is_multiple_of(5));
             let put = Op::Put { key: key.into(), value: value.into(), lease };
             let ops = if step % 6 == 5 { vec![put, Op::delete("/k/99")] } else { vec![put] };
             store.txn(Txn::of(ops)).await.map_err(text)?;
