@@ -48,6 +48,12 @@ pub enum Command {
     /// Make, list and revoke the tokens that nodes join with
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Save, check and restore snapshots of the cluster's state
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Change the key that Secrets are encrypted with
+    #[command(subcommand)]
+    Encryption(EncryptionCommand),
     /// Print the administrator's kubeconfig
     ///
     /// Whoever has it may do everything in the cluster.
@@ -164,6 +170,92 @@ pub enum TokenCommand {
     List(TokenListArgs),
     /// Revoke tokens; nodes that have joined stay
     Revoke(TokenRevokeArgs),
+}
+
+/// Commands about snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save the cluster's state as one file, while the master runs or while it is stopped
+    ///
+    /// The file has what is in the API, encrypted where it is encrypted in the master's own files, and the cluster's keys sealed
+    /// with the cluster secret: that secret and the file are a whole backup. It has its name only when it is complete.
+    Save(SnapshotSaveArgs),
+    /// Make a stopped master's state that of a snapshot
+    ///
+    /// The master's folder must hold no state yet, and the cluster secret must be there or be named. Nodes come back by
+    /// themselves; no resourceVersion that anybody saw comes again.
+    Restore(SnapshotRestoreArgs),
+    /// Check a snapshot from the first byte to the last
+    Verify(SnapshotVerifyArgs),
+}
+
+/// Flags of `snapshot save`.
+#[derive(Debug, Args)]
+pub struct SnapshotSaveArgs {
+    /// Where to save it; a file that is there is replaced
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// File of the cluster secret, for a stopped master [default: cluster-secret in the folder]
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// How to print what was saved
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of `snapshot restore`.
+#[derive(Debug, Args)]
+pub struct SnapshotRestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// File of the cluster secret, which is copied into the folder [default: the one that is there]
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// Move what the folder holds aside, instead of refusing
+    #[arg(long)]
+    pub force: bool,
+    /// How to print what was restored
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Flags of `snapshot verify`.
+#[derive(Debug, Args)]
+pub struct SnapshotVerifyArgs {
+    /// The snapshot
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to print what it holds
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// Commands about encryption.
+#[derive(Debug, Subcommand)]
+pub enum EncryptionCommand {
+    /// Make a new key, and wait until every Secret is encrypted with it
+    ///
+    /// The running master writes each Secret again, some hundred in a second. When this command is ended early, or the master
+    /// restarts, it goes on. The old key is removed when nothing has needed it for an hour.
+    Rotate(EncryptionRotateArgs),
+}
+
+/// Flags of `encryption rotate`.
+#[derive(Debug, Args)]
+pub struct EncryptionRotateArgs {
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// File of the cluster secret [default: cluster-secret in the folder]
+    #[arg(long, value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
 }
 
 /// How an answer is printed.

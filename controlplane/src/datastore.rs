@@ -105,15 +105,21 @@ pub fn folder(data_dir: &Path) -> PathBuf {
     data_dir.join(FOLDER)
 }
 
+/// How a store in a folder is opened, also by who only copies it.
+pub fn settings(dir: impl Into<PathBuf>, loaded: &Loaded) -> store::Config {
+    let mut own = store::Config::new(dir);
+    own.volatile_prefixes = vec![VOLATILE_PREFIX.to_vec()];
+    own.seal = Some(loaded.ring().clone());
+    own
+}
+
 /// Opens the store where the configuration says.
 ///
 /// # Errors
 /// It is in use, damaged, not there, or sealed with another secret.
 pub async fn open(config: &Config, loaded: &Loaded) -> anyhow::Result<Store> {
-    let mut own = store::Config::new(folder(&config.data_dir));
+    let mut own = settings(folder(&config.data_dir), loaded);
     own.extract = Arc::new(ObjectExtract::builtin());
-    own.volatile_prefixes = vec![VOLATILE_PREFIX.to_vec()];
-    own.seal = Some(loaded.ring().clone());
     let opened = match &config.datastore {
         Some(datastore) => Box::pin(Store::open_etcd(datastore.etcd()?, own)).await,
         None => Store::open(own),

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use controlplane::cli::{Cli, Command, TokenCommand};
-use controlplane::{kubeconfig, run, status, tokens};
+use controlplane::cli::{Cli, Command, EncryptionCommand, SnapshotCommand, TokenCommand};
+use controlplane::{kubeconfig, rotate, run, snapshot, status, tokens};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -12,6 +12,10 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Create(args)) => tokens::create(&args),
         Command::Token(TokenCommand::List(args)) => tokens::list(&args),
         Command::Token(TokenCommand::Revoke(args)) => tokens::revoke(&args),
+        Command::Snapshot(SnapshotCommand::Save(args)) => snapshot::save(&args),
+        Command::Snapshot(SnapshotCommand::Restore(args)) => snapshot::restore(&args),
+        Command::Snapshot(SnapshotCommand::Verify(args)) => snapshot::verify(&args),
+        Command::Encryption(EncryptionCommand::Rotate(args)) => rotate::rotate(&args),
         Command::Kubeconfig(args) => kubeconfig::print(&args),
         Command::Status(args) => status::status(&args),
         Command::Version => status::version(),

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use store::seal::{ClusterSecret, Keyring};
 use store::{
@@ -166,6 +167,19 @@ impl Loaded {
             OpenError::Sealed { key, source } => self.refused(&key, source),
             other => other.into(),
         }
+    }
+
+    /// Whether the cluster secret opens shared secrets of the store.
+    ///
+    /// # Errors
+    /// It doesn't open this one.
+    pub fn check(&self, sealed: &[(Bytes, Bytes)]) -> Result<(), SecretsError> {
+        sealed.iter().try_for_each(|(key, value)| self.open(key, value).map(drop))
+    }
+
+    fn open(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>, SecretsError> {
+        let opened = self.ring.secret().open(key, value);
+        opened.map_err(|error| self.refused(&String::from_utf8_lossy(key), error))
     }
 
     fn refused(&self, key: &str, error: SealError) -> SecretsError {
@@ -331,9 +345,7 @@ impl Secrets {
     }
 
     fn open_entry(&self, entry: &Entry) -> Result<Vec<u8>, SecretsError> {
-        let opened = self.loaded.ring.secret().open(&entry.key, &entry.value);
-        let key = || String::from_utf8_lossy(&entry.key).into_owned();
-        opened.map_err(|error| self.loaded.refused(&key(), error))
+        self.loaded.open(&entry.key, &entry.value)
     }
 
     fn check_all(&self) -> Result<(), SecretsError> {
@@ -405,7 +417,7 @@ impl Secrets {
 }
 
 /// The key behind the last one. Numbers have four digits, so that they sort.
-fn next_encryption_key(keys: &[&[u8]]) -> String {
+pub fn next_encryption_key(keys: &[&[u8]]) -> String {
     let numbers = keys.iter().filter_map(|key| {
         let own = std::str::from_utf8(key).ok()?.strip_prefix(ENCRYPTION_PREFIX)?;
         own.parse::<u32>().ok()

@@ -33,7 +33,7 @@ const NOWHERE: &str = "http://localhost";
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     /// Nobody listens there.
-    #[error("{socket}: {source}")]
+    #[error("{socket}: nobody answers there")]
     NotRunning {
         /// The socket.
         socket: String,
@@ -134,6 +134,15 @@ impl Local {
         let request = RangeRequest { keys_only: true, ..under(prefix) };
         let answer: RangeResponse = self.ask("/etcdserverpb.KV/Range", request).await?;
         Ok(answer.kvs.into_iter().map(|kv| (kv.key, kv.create_revision)).collect())
+    }
+
+    /// The values under a prefix, with their keys.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub async fn values(&self, prefix: &str) -> Result<Vec<(Bytes, Bytes)>, LocalError> {
+        let answer: RangeResponse = self.ask("/etcdserverpb.KV/Range", under(prefix)).await?;
+        Ok(answer.kvs.into_iter().map(|kv| (kv.key, kv.value)).collect())
     }
 
     /// How many keys under a prefix were last written up to a revision.
