@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use apimachinery::{gvk::GroupResource, status::ApiError};
+use apimachinery::{
+    gvk::GroupResource,
+    status::{ApiError, Details},
+};
 use serde_json::Value;
 use store::{Compare, Entry, Op, OpResult, ReadError, Store, Txn, WriteError};
 
@@ -166,8 +169,14 @@ pub(crate) fn read_error(error: ReadError) -> ApiError {
 pub(crate) fn write_error(error: WriteError) -> ApiError {
     match error {
         WriteError::TooLarge { .. } => ApiError::request_entity_too_large(error.to_string()),
-        WriteError::Refused { .. } | WriteError::Unavailable { .. } | WriteError::Closed => {
+        WriteError::Refused { .. } | WriteError::Closed => {
             ApiError::service_unavailable(error.to_string())
+        }
+        WriteError::Unavailable { .. } => {
+            // Nothing was done, so clients may repeat it by themselves.
+            let details = Details { retry_after_seconds: 1, ..Details::default() };
+            let error = ApiError::service_unavailable(error.to_string());
+            ApiError { details: Some(Box::new(details)), ..error }
         }
         WriteError::Read(error) => read_error(error),
         other => ApiError::internal(other.to_string()),

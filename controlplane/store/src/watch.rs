@@ -303,9 +303,14 @@ impl Hub {
         let mut index = self.lock();
         let closed = index.closed;
         let ended = std::mem::replace(&mut *index, Index { closed, ..Index::default() });
-        self.dispatched.fetch_max(compact_revision, Ordering::AcqRel);
+        let before = self.dispatched.fetch_max(compact_revision, Ordering::AcqRel);
         drop(index);
+        let next = before + 1;
         for watcher in ended.watchers.into_values() {
+            let mut queue = watcher.shared.lock();
+            let first = queue.events.front().map_or(next, |event| event.revision);
+            queue.lost_from.get_or_insert(first);
+            drop(queue);
             watcher.shared.end(WatchError::Compacted { compact_revision });
         }
     }

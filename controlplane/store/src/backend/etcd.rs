@@ -263,7 +263,17 @@ async fn wait_and_load(
                 return Err(OpenError::Sealed { key, source });
             }
             Ok(Err(error)) => return Err(unavailable(etcd, &error)),
-            Err(_) => return Err(unavailable(etcd, &"it could not be read in time")),
+            Err(_) => {
+                let reason = match client.link().await {
+                    Ok(_) => "it could not be read".to_owned(),
+                    Err(failure) => failure.to_string(),
+                };
+                let waited = etcd.open_timeout;
+                return Err(unavailable(
+                    etcd,
+                    &format_args!("not there within {waited:?}: {reason}"),
+                ));
+            }
         };
         if Instant::now() + OPEN_PAUSE > deadline {
             let waited = etcd.open_timeout;

@@ -40,7 +40,9 @@ impl Change {
 }
 
 pub struct Pure {
-    /// The map at revision 1, 2, ….
+    /// The last revision before the first.
+    base: i64,
+    /// The map at revision `base` + 1, + 2, ….
     maps: Vec<Map>,
     changes: Vec<Change>,
 }
@@ -54,15 +56,28 @@ struct Working {
 
 impl Pure {
     pub fn new() -> Self {
-        Self { maps: vec![Map::new()], changes: Vec::new() }
+        Self::empty_at(1)
+    }
+
+    /// Nothing is there at `revision`, and nothing is known before.
+    pub fn empty_at(revision: i64) -> Self {
+        Self { base: revision - 1, maps: vec![Map::new()], changes: Vec::new() }
     }
 
     pub fn revision(&self) -> i64 {
-        self.maps.len() as i64
+        self.base + self.maps.len() as i64
+    }
+
+    pub fn first_revision(&self) -> i64 {
+        self.base + 1
+    }
+
+    fn map_at(&self, revision: i64) -> &Map {
+        &self.maps[usize::try_from(revision - self.base - 1).unwrap()]
     }
 
     pub fn at(&self, revision: i64) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        self.maps[usize::try_from(revision - 1).unwrap()].values().map(|e| pair(e)).collect()
+        self.map_at(revision).values().map(|e| pair(e)).collect()
     }
 
     pub fn changes(&self, from: i64, keys: &KeyRange, index: Option<u8>) -> Vec<Change> {
@@ -81,7 +96,7 @@ impl Pure {
         if requested < compacted {
             return Err(ReadError::Compacted { requested, compact_revision: compacted });
         }
-        let map = &self.maps[usize::try_from(requested - 1).unwrap()];
+        let map = self.map_at(requested);
         Ok(limited(map, &range.keys, range.limit, requested))
     }
 

@@ -104,6 +104,14 @@ impl RealEtcd {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
+    /// Writes a key past all of ours, with etcd's own client.
+    pub fn put(&self, key: &str, value: &str) {
+        let mut etcdctl = Command::new("/usr/bin/etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoints().join(",")]);
+        let done = etcdctl.args(["put", key, value]).stdout(Stdio::null()).status().unwrap();
+        assert!(done.success());
+    }
+
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("http://127.0.0.1:{}", member.client)).collect()
     }

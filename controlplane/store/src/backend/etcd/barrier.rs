@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use crate::backend::etcd::Shared;
 use crate::backend::etcd::client::Repeat;
 use crate::backend::etcd::commit::unreadable;
-use crate::backend::etcd::load::{OFFSET_KEY, RANGE};
+use crate::backend::etcd::load::RANGE;
+use crate::backend::etcd::wire::OFFSET_KEY;
 use crate::grpc::messages::kv::{RangeRequest, RangeResponse};
 use crate::txn::WriteError;
 

@@ -10,12 +10,12 @@ use prost::Message as _;
 use crate::backend::etcd::Shared;
 use crate::backend::etcd::client::{Failure, Repeat};
 use crate::backend::etcd::compactor::COMPACT;
-use crate::backend::etcd::wire::bounds;
+use crate::backend::etcd::wire::{OFFSET_KEY, around_hidden, bounds};
 use crate::grpc::messages::KeyValue;
 use crate::grpc::messages::kv::{
     CompactionRequest, CompactionResponse, Compare as WireCompare, CompareResult, CompareTarget,
-    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, Request, RequestOp, Response,
-    ResponseOp, TargetUnion, TxnRequest, TxnResponse,
+    DeleteRangeRequest, PutRequest, RangeRequest, Request, RequestOp, Response, ResponseOp,
+    TargetUnion, TxnRequest, TxnResponse,
 };
 use crate::revision::{Entry, Revision};
 use crate::txn::{
@@ -54,6 +54,11 @@ pub(crate) async fn txn(shared: &Shared, txn: Txn) -> Result<TxnResult, WriteErr
 }
 
 pub(crate) async fn compact(shared: &Shared, requested: Revision) -> Result<(), WriteError> {
+    let compact_revision = shared.published.with(|snapshot| snapshot.history.compacted());
+    if requested <= compact_revision {
+        // Here it is forgotten, by age or size if not by etcd.
+        return Err(ReadError::Compacted { requested, compact_revision }.into());
+    }
     let revision = shared.wire.outward(requested)?;
     let request = CompactionRequest { revision, physical: false };
     let asked = shared.client.unary::<_, CompactionResponse>(COMPACT, request, Repeat::IfNotSent);
@@ -87,7 +92,8 @@ fn refused(shared: &Shared, txn: &Txn, bytes: usize, failure: Failure) -> WriteE
     if says("requested lease not found") {
         return WriteError::LeaseNotFound { id: lease(txn).unwrap_or_default() };
     }
-    if says("request is too large") {
+    // The second is what gRPC says before etcd can.
+    if says("request is too large") || says("received message larger than max") {
         return WriteError::TooLarge { bytes, bytes_max: REQUEST_BYTES_MAX };
     }
     if says("key not found") {
@@ -138,18 +144,48 @@ fn updated<'a>(shared: &Shared, txn: &'a Txn) -> Option<&'a [u8]> {
 }
 
 fn encode_txn(shared: &Shared, txn: &Txn) -> Result<TxnRequest, WriteError> {
-    let compare = txn.compare.iter().map(|compare| encode_compare(shared, compare));
+    let mut compare = Vec::with_capacity(txn.compare.len());
+    for wanted in &txn.compare {
+        match around_hidden(&wanted.keys).filter(|_| shared.wire.offset > 0) {
+            Some(parts) if holds_absent(wanted) => {
+                for keys in &parts {
+                    compare.push(encode_compare(shared, wanted, keys)?);
+                }
+            }
+            // "Some key is there, and each is so" is not the same of two parts as of the whole.
+            Some(_) => {
+                let reason = "a comparison of so many keys reaches across /flotilla/offset";
+                return Err(WriteError::Refused { reason: reason.into() });
+            }
+            None => compare.push(encode_compare(shared, wanted, &wanted.keys)?),
+        }
+    }
     let ops = |ops: &[Op]| {
         ops.iter().map(|op| encode_op(shared, op)).collect::<Result<Vec<_>, WriteError>>()
     };
-    Ok(TxnRequest {
-        compare: compare.collect::<Result<_, _>>()?,
-        success: ops(&txn.success)?,
-        failure: ops(&txn.failure)?,
-    })
+    Ok(TxnRequest { compare, success: ops(&txn.success)?, failure: ops(&txn.failure)? })
 }
 
-fn encode_compare(shared: &Shared, compare: &Compare) -> Result<WireCompare, WriteError> {
+/// Whether the comparison holds of a range without a key.
+fn holds_absent(compare: &Compare) -> bool {
+    let ordering = match &compare.target {
+        Target::Version(wanted) | Target::Lease(wanted) => 0.cmp(wanted),
+        Target::CreateRevision(wanted) | Target::ModRevision(wanted) => 0.cmp(wanted),
+        Target::Value(_) => return false,
+    };
+    match compare.relation {
+        Relation::Equal => ordering.is_eq(),
+        Relation::NotEqual => ordering.is_ne(),
+        Relation::Greater => ordering.is_gt(),
+        Relation::Less => ordering.is_lt(),
+    }
+}
+
+fn encode_compare(
+    shared: &Shared,
+    compare: &Compare,
+    keys: &KeyRange,
+) -> Result<WireCompare, WriteError> {
     let wire = &shared.wire;
     let (target, union) = match &compare.target {
         Target::Version(version) => (CompareTarget::Version, TargetUnion::Version(*version)),
@@ -163,7 +199,7 @@ fn encode_compare(shared: &Shared, compare: &Compare) -> Result<WireCompare, Wri
         }
         Target::Lease(lease) => (CompareTarget::Lease, TargetUnion::Lease(*lease)),
         Target::Value(value) => {
-            if let Some(key) = sealed_in(shared, &compare.keys) {
+            if let Some(key) = sealed_in(shared, keys) {
                 return Err(WriteError::SealedCompare { key });
             }
             (CompareTarget::Value, TargetUnion::Value(value.clone()))
@@ -175,7 +211,7 @@ fn encode_compare(shared: &Shared, compare: &Compare) -> Result<WireCompare, Wri
         Relation::Greater => CompareResult::Greater,
         Relation::Less => CompareResult::Less,
     };
-    let (key, range_end) = bounds(&compare.keys);
+    let (key, range_end) = bounds(keys);
     let (result, target, target_union) = (result as i32, target as i32, Some(union));
     Ok(WireCompare { result, target, key, target_union, range_end })
 }
@@ -197,6 +233,10 @@ fn sealed_in(shared: &Shared, keys: &KeyRange) -> Option<String> {
 
 fn encode_op(shared: &Shared, op: &Op) -> Result<RequestOp, WriteError> {
     let request = match op {
+        Op::Put { key, .. } | Op::Update { key, .. } if key == OFFSET_KEY => {
+            let reason = "/flotilla/offset is the store's own";
+            return Err(WriteError::Refused { reason: reason.into() });
+        }
         Op::Put { key, value, lease } => {
             let value = encode_value(shared, key, value)?;
             let (key, lease, prev_kv) = (key.clone().into(), *lease, true);
@@ -213,11 +253,16 @@ fn encode_op(shared: &Shared, op: &Op) -> Result<RequestOp, WriteError> {
                 prev_kv: true,
             })
         }
-        Op::Delete(keys) => {
-            let (key, range_end) = bounds(keys);
-            Request::DeleteRange(DeleteRangeRequest { key, range_end, prev_kv: true })
-        }
-        Op::Range(range) => Request::Range(encode_range(shared, range)?),
+        Op::Delete(keys) => match around_hidden(keys) {
+            Some(parts) => both(parts.map(|keys| encode_delete(&keys))),
+            None => encode_delete(keys),
+        },
+        Op::Range(range) => match around_hidden(&range.keys) {
+            Some([first, second]) => {
+                both([encode_range(shared, range, &first)?, encode_range(shared, range, &second)?])
+            }
+            None => encode_range(shared, range, &range.keys)?,
+        },
         Op::Txn(txn) => Request::Txn(encode_txn(shared, txn)?),
     };
     Ok(RequestOp { request: Some(request) })
@@ -237,11 +282,22 @@ fn encode_value(shared: &Shared, key: &[u8], value: &Bytes) -> Result<Bytes, Wri
     })
 }
 
-fn encode_range(shared: &Shared, range: &Range) -> Result<RangeRequest, WriteError> {
-    let (key, range_end) = bounds(&range.keys);
+fn encode_delete(keys: &KeyRange) -> Request {
+    let (key, range_end) = bounds(keys);
+    Request::DeleteRange(DeleteRangeRequest { key, range_end, prev_kv: true })
+}
+
+/// Two operations in the place of one.
+fn both(requests: [Request; 2]) -> Request {
+    let success = requests.map(|request| RequestOp { request: Some(request) }).into();
+    Request::Txn(TxnRequest { success, ..TxnRequest::default() })
+}
+
+fn encode_range(shared: &Shared, range: &Range, keys: &KeyRange) -> Result<Request, WriteError> {
+    let (key, range_end) = bounds(keys);
     let revision = range.revision.map_or(Ok(0), |revision| shared.wire.outward(revision))?;
     let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
-    Ok(RangeRequest { key, range_end, limit, revision, ..RangeRequest::default() })
+    Ok(Request::Range(RangeRequest { key, range_end, limit, revision, ..RangeRequest::default() }))
 }
 
 /// Reads an answer beside its question.
@@ -278,15 +334,21 @@ impl Decoding<'_> {
                 let entry = self.stored((key, value, lease), Some(kept));
                 Ok(OpResult::Put { previous, entry })
             }
-            (Op::Delete(_), Some(Response::DeleteRange(deleted))) => {
-                let deleted = deleted.prev_kvs.iter().map(|kv| self.entry(kv));
-                Ok(OpResult::Delete { deleted: deleted.collect::<Result<_, _>>()? })
+            (Op::Delete(_), Some(response)) => {
+                let mut deleted = Vec::new();
+                for part in parts(response) {
+                    let Response::DeleteRange(part) = part else { return Err(other_kind()) };
+                    for kv in &part.prev_kvs {
+                        deleted.push(self.entry(kv)?);
+                    }
+                }
+                Ok(OpResult::Delete { deleted })
             }
-            (Op::Range(range), Some(Response::Range(found))) => {
-                Ok(OpResult::Range(self.range(range, found)?))
+            (Op::Range(range), Some(response)) => {
+                Ok(OpResult::Range(self.range(range, parts(response))?))
             }
             (Op::Txn(txn), Some(Response::Txn(inner))) => Ok(OpResult::Txn(self.txn(txn, inner)?)),
-            _ => Err(unreadable("another kind of result than was asked for")),
+            _ => Err(other_kind()),
         }
     }
 
@@ -316,10 +378,31 @@ impl Decoding<'_> {
         })
     }
 
-    fn range(&self, range: &Range, found: RangeResponse) -> Result<RangeResult, WriteError> {
-        let entries = found.kvs.iter().map(|kv| self.entry(kv)).collect::<Result<_, _>>()?;
-        let count = usize::try_from(found.count).unwrap_or_default();
+    fn range(&self, range: &Range, parts: Vec<Response>) -> Result<RangeResult, WriteError> {
+        let (mut entries, mut count) = (Vec::new(), 0);
+        for part in parts {
+            let Response::Range(part) = part else { return Err(other_kind()) };
+            count += usize::try_from(part.count).unwrap_or_default();
+            for kv in &part.kvs {
+                entries.push(self.entry(kv)?);
+            }
+        }
+        if range.limit > 0 {
+            entries.truncate(range.limit);
+        }
         let revision = range.revision.unwrap_or(self.revision);
-        Ok(RangeResult { entries, revision, more: found.more, count })
+        Ok(RangeResult { more: entries.len() < count, entries, revision, count })
+    }
+}
+
+fn other_kind() -> WriteError {
+    unreadable("another kind of result than was asked for")
+}
+
+/// The answers to one operation, which may have been sent as two.
+fn parts(response: Response) -> Vec<Response> {
+    match response {
+        Response::Txn(both) => both.responses.into_iter().filter_map(|op| op.response).collect(),
+        one => vec![one],
     }
 }

@@ -9,8 +9,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::backend::etcd::Shared;
 use crate::backend::etcd::client::{Failure, Link};
-use crate::backend::etcd::load::{self, Found, LoadError, OFFSET_KEY, Past, WATCH};
-use crate::backend::etcd::wire::{Wire, WireError};
+use crate::backend::etcd::load::{self, Found, LoadError, Past, WATCH};
+use crate::backend::etcd::wire::{OFFSET_KEY, Wire, WireError};
 use crate::grpc::messages::watch::WatchResponse;
 use crate::grpc::messages::{Event as WireEvent, EventType};
 use crate::revision::Event;
@@ -243,7 +243,10 @@ fn apply(
             return Err(lost(format!("revision {} came behind {last}", kv.mod_revision)));
         }
         last = kv.mod_revision;
-        if &kv.key[..] == OFFSET_KEY && (!put || load::offset(&kv.value)? != wire.offset) {
+        if &kv.key[..] == OFFSET_KEY {
+            if put && load::offset(&kv.value)? == wire.offset {
+                continue;
+            }
             return Err(End::Replaced("the offset of its revisions was changed".into()));
         }
         let after = match put.then(|| wire.entry(&kv)).transpose() {

@@ -7,15 +7,13 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::backend::etcd::client::{Client, Failure, Repeat};
-use crate::backend::etcd::wire::{Wire, WireError};
+use crate::backend::etcd::wire::{OFFSET_KEY, Wire, WireError};
 use crate::grpc::messages::kv::{RangeRequest, RangeResponse};
 use crate::grpc::messages::watch::{WatchCreateRequest, WatchRequest, WatchResponse, WatchUnion};
 use crate::history::History;
 use crate::revision::Revision;
 use crate::state::{Map, Snapshot};
 
-/// What is added to etcd's revisions; a decimal number.
-pub(crate) const OFFSET_KEY: &[u8] = b"/flotilla/offset";
 /// Stands there while a move into this datastore is under way.
 pub(crate) const MOVING_KEY: &[u8] = b"/flotilla/moving";
 
@@ -133,7 +131,7 @@ async fn copy(client: &Client, wire: &Wire, revision: i64) -> Result<Snapshot, L
             other => other?,
         };
         let before = bytes;
-        for kv in &page.kvs {
+        for kv in page.kvs.iter().filter(|kv| &kv.key[..] != OFFSET_KEY) {
             let entry = wire.entry(kv)?;
             wire.observe(&entry);
             bytes += entry.key.len() + entry.value.len();

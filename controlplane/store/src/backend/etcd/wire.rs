@@ -13,6 +13,9 @@ use crate::revision::{Entry, Extract, Revision};
 use crate::seal::{Seal, SealError};
 use crate::txn::{KeyRange, ReadError, Relation};
 
+/// What is added to etcd's revisions; a decimal number. Nobody but a move from another datastore writes it, and the store does not show it.
+pub(crate) const OFFSET_KEY: &[u8] = b"/flotilla/offset";
+
 /// From here on, or up to the end: etcd's word for no bound.
 const NO_BOUND: &[u8] = b"\0";
 
@@ -106,12 +109,27 @@ pub(crate) fn bounds(keys: &KeyRange) -> (Bytes, Bytes) {
     match keys {
         KeyRange::Key(key) => (key.clone().into(), Bytes::new()),
         KeyRange::Prefix(prefix) => (or_all(prefix.clone()), or_all(KeyRange::prefix_end(prefix))),
-        // Nothing lies below the first key; etcd would read that end as "no bound".
-        KeyRange::Span { start, end } if end == NO_BOUND && !start.is_empty() => {
-            (start.clone().into(), start.clone().into())
+        // Nothing lies there. An end below the start means other things to etcd: one key, or no bound.
+        KeyRange::Span { start, end } if !end.is_empty() && start >= end => {
+            let empty = [start.as_slice(), &[0]].concat();
+            (empty.clone().into(), empty.into())
         }
         KeyRange::Span { start, end } => (or_all(start.clone()), or_all(end.clone())),
     }
+}
+
+/// A range that would show the hidden key, as the two around it.
+pub(crate) fn around_hidden(keys: &KeyRange) -> Option<[KeyRange; 2]> {
+    if !keys.contains(OFFSET_KEY) {
+        return None;
+    }
+    let behind = [OFFSET_KEY, &[0]].concat();
+    let (start, end) = match keys {
+        KeyRange::Key(key) => (key.clone(), behind.clone()),
+        KeyRange::Prefix(_) | KeyRange::Span { .. } => keys.bounds(),
+    };
+    let first = KeyRange::Span { start, end: OFFSET_KEY.to_vec() };
+    Some([first, KeyRange::Span { start: behind, end }])
 }
 
 #[cfg(test)]
