@@ -54,6 +54,9 @@ pub enum Command {
     /// Change the key that Secrets are encrypted with
     #[command(subcommand)]
     Encryption(EncryptionCommand),
+    /// Move the cluster's state to a real etcd cluster, or back
+    #[command(subcommand)]
+    Datastore(DatastoreCommand),
     /// Print the administrator's kubeconfig
     ///
     /// Whoever has it may do everything in the cluster.
@@ -156,6 +159,49 @@ pub struct ScheduleArgs {
     /// Folder that they are kept in [default: snapshots in the data folder]
     #[arg(long, value_name = "DIR")]
     pub snapshot_dir: Option<PathBuf>,
+}
+
+/// Commands about the datastore.
+#[derive(Debug, Subcommand)]
+pub enum DatastoreCommand {
+    /// Move the state, while every master is stopped
+    ///
+    /// The etcd cluster is named by the same flags, or keys of the configuration file, as for `run`. Nodes and clients go on where
+    /// they were: no resource version ever goes down. Afterwards start the masters with --datastore-endpoints (or without, when
+    /// the state was moved back); what was left behind is kept, but opened by no master.
+    Migrate(DatastoreMigrateArgs),
+}
+
+/// Which way the state is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Direction {
+    /// From the log in the data folder to the etcd cluster.
+    Etcd,
+    /// From the etcd cluster to a log in the data folder.
+    Embedded,
+}
+
+/// Flags of `datastore migrate`.
+#[derive(Debug, Args)]
+pub struct DatastoreMigrateArgs {
+    /// Where the state goes: to the etcd cluster, or to a log in the data folder
+    #[arg(long, value_name = "WHERE", value_enum)]
+    pub to: Direction,
+    /// Folder of the master's state
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Configuration file (TOML) that names the etcd cluster [default: /etc/flotilla/controlplane.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The etcd cluster.
+    #[command(flatten)]
+    pub datastore: DatastoreArgs,
+    /// Replace the state of a cluster that is already there: keys in etcd are deleted, a log is moved aside
+    #[arg(long)]
+    pub force: bool,
+    /// How to print what was moved
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// Commands about tokens.

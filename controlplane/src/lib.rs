@@ -14,6 +14,7 @@ pub mod encryption;
 pub mod figures;
 pub mod in_process;
 pub mod kubeconfig;
+pub mod migrate;
 pub mod pki;
 pub mod report;
 pub mod rotate;

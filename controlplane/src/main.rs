@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use controlplane::cli::{Cli, Command, EncryptionCommand, SnapshotCommand, TokenCommand};
-use controlplane::{kubeconfig, rotate, run, snapshot, status, tokens};
+use controlplane::cli::{
+    Cli, Command, DatastoreCommand, EncryptionCommand, SnapshotCommand, TokenCommand,
+};
+use controlplane::{kubeconfig, migrate, rotate, run, snapshot, status, tokens};
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -16,6 +18,7 @@ fn main() -> ExitCode {
         Command::Snapshot(SnapshotCommand::Restore(args)) => snapshot::restore(&args),
         Command::Snapshot(SnapshotCommand::Verify(args)) => snapshot::verify(&args),
         Command::Encryption(EncryptionCommand::Rotate(args)) => rotate::rotate(&args),
+        Command::Datastore(DatastoreCommand::Migrate(args)) => migrate::migrate(&args),
         Command::Kubeconfig(args) => kubeconfig::print(&args),
         Command::Status(args) => status::status(&args),
         Command::Version => status::version(),

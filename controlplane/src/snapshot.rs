@@ -95,7 +95,7 @@ async fn receive(mut pieces: Pieces, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn flush_folder_of(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn flush_folder_of(file: &Path) -> anyhow::Result<()> {
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flushed = File::open(dir).and_then(|dir| dir.sync_all());
     flushed.with_context(|| dir.display().to_string())
@@ -160,7 +160,7 @@ fn restored_secret(args: &SnapshotRestoreArgs) -> anyhow::Result<Loaded> {
 }
 
 /// A folder that is there, kept from every other process, and whether it holds a store.
-fn take(store: &Path, remedy: &str) -> anyhow::Result<Option<(RealDisk, bool)>> {
+pub(crate) fn take(store: &Path, remedy: &str) -> anyhow::Result<Option<(RealDisk, bool)>> {
     if !store.exists() {
         return Ok(None);
     }

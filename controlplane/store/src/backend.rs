@@ -42,6 +42,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn fresh(&self) -> Option<oneshot::Receiver<Result<(), WriteError>>> {
         None
     }
+    /// Whether the leases are in what is published.
+    fn knows_leases(&self) -> bool {
+        true
+    }
     /// Stops taking commands, finishes those taken and lets go of everything held.
     fn close(&self) -> oneshot::Receiver<()>;
     /// Bytes written, flushes, checkpoints.

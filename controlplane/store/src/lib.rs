@@ -9,6 +9,7 @@ mod history;
 mod lease;
 pub mod local;
 mod log;
+pub mod migrate;
 mod revision;
 pub mod seal;
 pub mod snapshot;
@@ -291,8 +292,9 @@ impl Store {
 
     /// The store's present revision as a file, piece by piece, while the store goes on.
     pub fn snapshot(&self) -> snapshot::Reader {
-        let published = &self.inner.published;
-        snapshot::Reader::new(published.snapshot(), published.seal.clone())
+        let Inner { published, backend, .. } = &*self.inner;
+        let lessor = (!backend.knows_leases()).then(|| self.clone());
+        snapshot::Reader::new(published.snapshot(), published.seal.clone(), lessor)
     }
 
     /// What the store holds and did.

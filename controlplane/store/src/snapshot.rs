@@ -11,6 +11,7 @@
 //!
 //! Keys that live in memory only are not in it. Values that are sealed in the log are sealed in it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use tokio::time::Instant;
 
@@ -33,6 +35,8 @@ use crate::log::{Replay, sync_names};
 use crate::revision::Revision;
 use crate::seal::Seal;
 use crate::state::Snapshot;
+use crate::txn::WriteError;
+use crate::{LEASE_TTL_SECONDS_MIN, Store};
 
 /// A piece of a snapshot is of about this size: so long a writer may have to wait for a core.
 const READER_PIECE_BYTES: usize = 64 << 10;
@@ -108,6 +112,9 @@ pub enum SnapshotError {
     /// A value can't be sealed.
     #[error(transparent)]
     Seal(#[from] DumpError),
+    /// The leases are the datastore's, and it does not tell them.
+    #[error("the leases can't be read: {0}")]
+    Leases(WriteError),
 }
 
 fn failed(file: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {
@@ -118,6 +125,8 @@ fn failed(file: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Snapsho
 /// One revision of a store on its way out, however the store goes on. What it needs in memory is what is overwritten meanwhile.
 pub struct Reader {
     dump: Dump,
+    /// Who is asked for the leases, before anything is given.
+    lessor: Option<Store>,
     hash: Option<Context>,
     begun: Option<Instant>,
     given: u64,
@@ -132,10 +141,14 @@ impl fmt::Debug for Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(snapshot: Snapshot, seal: Option<Arc<dyn Seal>>) -> Self {
+    pub(crate) fn new(
+        snapshot: Snapshot,
+        seal: Option<Arc<dyn Seal>>,
+        lessor: Option<Store>,
+    ) -> Self {
         let reserved = snapshot.revision;
         let dump = Dump::new(snapshot, reserved, seal);
-        Self { dump, hash: Some(Context::new(&SHA256)), begun: None, given: 0, more: true }
+        Self { dump, lessor, hash: Some(Context::new(&SHA256)), begun: None, given: 0, more: true }
     }
 
     /// The revision that the snapshot is of.
@@ -154,8 +167,14 @@ impl Reader {
     /// The next piece of the file; `None`: that was all. Takes its time: who writes to the store comes first.
     ///
     /// # Errors
-    /// A value can't be sealed; there is no more of it then.
+    /// A value can't be sealed, or the leases can't be read; there is no more of it then.
     pub async fn next(&mut self) -> Result<Option<Bytes>, SnapshotError> {
+        if let Some(store) = self.lessor.take() {
+            let leases = leases_of(&store, self.dump.snapshot()).await;
+            // What can't be begun gives nothing.
+            let leases = leases.inspect_err(|_| self.hash = None);
+            self.dump.set_leases(leases.map_err(SnapshotError::Leases)?);
+        }
         let begun = *self.begun.get_or_insert_with(Instant::now);
         let due = Duration::from_micros(self.given * 1_000_000 / READER_BYTES_PER_SECOND);
         tokio::time::sleep_until(begun + due).await;
@@ -179,6 +198,21 @@ impl Reader {
         self.given += piece.len() as u64;
         Ok(Some(piece.into()))
     }
+}
+
+/// The lengths of the leases that a state's keys die with, from whoever has them. A lease that is over by now has its keys die soon.
+async fn leases_of(store: &Store, state: &Snapshot) -> Result<OrdMap<i64, u64>, WriteError> {
+    let ids = state.map.values().map(|entry| entry.lease).filter(|id| *id != 0);
+    let mut leases = OrdMap::new();
+    for id in ids.collect::<BTreeSet<_>>() {
+        let granted_seconds = match store.lease_time_to_live(id).await {
+            Ok(status) => status.granted_seconds,
+            Err(WriteError::LeaseNotFound { .. }) => LEASE_TTL_SECONDS_MIN,
+            Err(error) => return Err(error),
+        };
+        leases.insert(id, granted_seconds.unsigned_abs());
+    }
+    Ok(leases)
 }
 
 /// Writes a snapshot into a file of mode 0600, which has its name only when all of it is durable; one that was there is replaced.

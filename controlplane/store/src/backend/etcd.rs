@@ -5,14 +5,14 @@
 //! others are, `compactor` forgets; `wire` translates, `progress` lets wait.
 
 mod barrier;
-mod client;
-mod commit;
-mod compactor;
+pub(crate) mod client;
+pub(crate) mod commit;
+pub(crate) mod compactor;
 mod feed;
-mod lease;
-mod load;
+pub(crate) mod lease;
+pub(crate) mod load;
 mod progress;
-mod wire;
+pub(crate) mod wire;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,6 +121,10 @@ impl Backend for Etcd {
 
     fn fresh(&self) -> Option<oneshot::Receiver<Result<(), WriteError>>> {
         Some(barrier::ask(&self.shared, &self.runtime))
+    }
+
+    fn knows_leases(&self) -> bool {
+        false
     }
 
     fn close(&self) -> oneshot::Receiver<()> {

@@ -9,6 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 
 use crate::log::disk::DiskFile;
 use crate::log::payload::{RawEntry, Reader, encode_entry, number, signed};
@@ -62,6 +63,11 @@ impl Dump {
 
     pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// The length of each lease, where the state doesn't know them.
+    pub(crate) fn set_leases(&mut self, leases: OrdMap<i64, u64>) {
+        self.snapshot.leases = leases;
     }
 
     /// Appends records until `out` has `bytes`; `false`: the last one was appended.

@@ -16,7 +16,7 @@ use crate::grpc::messages::kv::{
 };
 
 /// Holds the revision that was compacted to last, in decimal digits; its version counts the rounds.
-const COMPACTION_KEY: &[u8] = b"/flotilla/compaction";
+pub(crate) const COMPACTION_KEY: &[u8] = b"/flotilla/compaction";
 pub(crate) const COMPACT: &str = "/etcdserverpb.KV/Compact";
 
 /// What is known of the last round.

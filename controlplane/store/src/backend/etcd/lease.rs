@@ -16,11 +16,11 @@ use crate::lease::LeaseStatus;
 use crate::revision::Revision;
 use crate::txn::WriteError;
 
-const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
-const REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+pub(crate) const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+pub(crate) const REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
-const LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
+pub(crate) const LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
 /// A lease is kept alive by the leader, who answers at once.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_ATTEMPTS: usize = 3;

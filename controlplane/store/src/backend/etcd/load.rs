@@ -14,7 +14,7 @@ use crate::history::History;
 use crate::revision::Revision;
 use crate::state::{Map, Snapshot};
 
-/// Stands there while a move into this datastore is under way.
+/// Stands there while a move into this datastore is under way, and after its state was moved elsewhere; says so in words.
 pub(crate) const MOVING_KEY: &[u8] = b"/flotilla/moving";
 
 pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -39,8 +39,8 @@ pub(crate) enum LoadError {
     Wire(#[from] WireError),
     #[error("/flotilla/offset holds {0:?}, which is no revision")]
     Offset(String),
-    #[error("a move into this datastore was not finished; run it again, or empty the datastore")]
-    Moving,
+    #[error("{0}")]
+    Moving(String),
     #[error("it is compacted faster than it can be read")]
     Compacted,
 }
@@ -58,8 +58,8 @@ pub(crate) struct Found {
 pub(crate) async fn find(client: &Client) -> Result<Found, LoadError> {
     let one = |key: &'static [u8]| RangeRequest { key: key.into(), ..RangeRequest::default() };
     let moving: RangeResponse = client.unary(RANGE, one(MOVING_KEY), Repeat::Always).await?;
-    if !moving.kvs.is_empty() {
-        return Err(LoadError::Moving);
+    if let Some(kv) = moving.kvs.first() {
+        return Err(LoadError::Moving(String::from_utf8_lossy(&kv.value).into_owned()));
     }
     let found: RangeResponse = client.unary(RANGE, one(OFFSET_KEY), Repeat::Always).await?;
     let header = found.header.ok_or(WireError::Missing("header"))?;
