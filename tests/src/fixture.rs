@@ -48,12 +48,30 @@ pub fn obstacle() -> Option<String> {
 /// A suite's whole `main`: a lab of `nodes` nodes, its scenarios in order, the count that closes it.
 #[must_use]
 pub fn run_suite(suite: &str, nodes: u8, scenarios: &[Scenario<Fixture>]) -> ExitCode {
+    run_suite_on(suite, Shape { nodes, masters: 1, etcds: 0 }, scenarios)
+}
+
+/// What a lab is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How many nodes.
+    pub nodes: u8,
+    /// How many masters.
+    pub masters: u8,
+    /// How many etcd members.
+    pub etcds: u8,
+}
+
+/// The same on a lab of another shape.
+#[must_use]
+pub fn run_suite_on(suite: &str, shape: Shape, scenarios: &[Scenario<Fixture>]) -> ExitCode {
     let mut tally = Tally::default();
-    if let Some(reason) = obstacle() {
+    let etcd = (shape.etcds > 0 && !has_program("etcd")).then(|| "etcd is not installed".into());
+    if let Some(reason) = obstacle().or(etcd) {
         tally.skip_all(suite, &reason);
         return tally.close();
     }
-    match Fixture::up(suite, nodes) {
+    match Fixture::up(suite, shape) {
         Ok(fixture) => {
             tally.run(&fixture, scenarios);
             if tally.failed() {
@@ -76,13 +94,13 @@ pub fn bin_dir() -> Result<PathBuf> {
 }
 
 impl Fixture {
-    /// Brings up a lab of `nodes` nodes for the suite of that name.
-    pub fn up(suite: &str, nodes: u8) -> Result<Fixture> {
+    /// Brings up a lab of a shape for the suite of that name.
+    pub fn up(suite: &str, shape: Shape) -> Result<Fixture> {
         let dir = std::env::temp_dir().join(format!("flotilla-{suite}-{}", std::process::id()));
         let lab = Lab::up(&UpOptions {
-            nodes,
-            masters: 1,
-            etcds: 0,
+            nodes: shape.nodes,
+            masters: shape.masters,
+            etcds: shape.etcds,
             dir,
             bin_dir: bin_dir()?,
             registries: None,

@@ -7,6 +7,7 @@
     reason = "harnesses talk to a person and wait between polls of a condition with a deadline"
 )]
 
+pub mod audit;
 pub mod bench;
 pub mod fixture;
 pub mod lab;

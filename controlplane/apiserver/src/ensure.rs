@@ -42,8 +42,10 @@ pub(crate) async fn create(
 ) -> Result<(), SetupError> {
     // Asked first: a Service whose address is its own already is refused as one whose address is another's.
     let path = format!("{collection}/{}", object::name(object));
-    if let (200, _) = send(server, Method::GET, &path, None).await {
-        return Ok(());
+    match send(server, Method::GET, &path, None).await {
+        (200, _) => return Ok(()),
+        (404, _) => {}
+        (_, answer) => return Err(failed(collection, object, &answer)),
     }
     match send(server, Method::POST, collection, Some(object)).await {
         (201 | 409, _) => Ok(()),
