@@ -83,6 +83,9 @@ async fn keep(live: Live, server: Arc<impl ServeHttp>) {
     loop {
         match hold(live.clone(), &server).await {
             Ok(()) => debug!("the tunnel was closed"),
+            Err(error) if live.sender.is_closed() => {
+                return debug!(error = %chain(&error), "the tunnel went with its link");
+            }
             Err(error) => warn!(error = %chain(&error), "the tunnel is down"),
         }
         if live.sender.is_closed() {

@@ -91,7 +91,7 @@ fn serve(f: &Fixture) -> Result<Verdict> {
 
 /// Many Services made at both masters at once.
 fn allocate(f: &Fixture) -> Result<Verdict> {
-    let makers: Vec<_> = f.lab.masters.iter().map(|master| {
+    let makers = f.lab.masters.iter().map(|master| {
         let (f, master) = (f.lab.clone(), master.clone());
         thread::spawn(move || -> Result<()> {
             for number in 0..15 {

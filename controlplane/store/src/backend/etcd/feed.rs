@@ -144,7 +144,7 @@ impl Feed {
         let mut stream = client.client.streaming::<_, WatchResponse>(link, WATCH, outgoing).await?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut heard, mut pieces) = (Instant::now(), Vec::new());
+        let (began, mut heard, mut pieces) = (Instant::now(), Instant::now(), Vec::new());
         loop {
             tokio::select! {
                 message = stream.message() => {
@@ -155,7 +155,8 @@ impl Feed {
                 }
                 () = link.died() => return Err(broken("the member does not answer")),
                 _ = tick.tick() => {
-                    if client.progress.overdue(LAG_MAX) {
+                    // Who has waited since before this watch is no sign of this member's slowness.
+                    if began.elapsed() > LAG_MAX && client.progress.overdue(LAG_MAX) {
                         return Err(broken("the member is behind"));
                     }
                     if heard.elapsed() > SILENCE_MAX {
