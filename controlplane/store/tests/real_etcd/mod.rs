@@ -112,6 +112,15 @@ impl RealEtcd {
         assert!(done.success());
     }
 
+    /// A value as etcd has it.
+    pub fn get(&self, key: &str) -> Vec<u8> {
+        let mut etcdctl = Command::new("/usr/bin/etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoints().join(",")]);
+        let found = etcdctl.args(["get", "--print-value-only", key]).output().unwrap();
+        assert!(found.status.success() && !found.stdout.is_empty());
+        found.stdout
+    }
+
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("http://127.0.0.1:{}", member.client)).collect()
     }
