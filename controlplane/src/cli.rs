@@ -1,6 +1,6 @@
 //! Owns the command line: commands, flags and their help. Must not act.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -19,6 +19,7 @@ Files:
                                              a copy with your backups
   /var/lib/flotilla/controlplane/pki         certificates and keys (0700); those of the cluster stand in the state, too
   /var/lib/flotilla/controlplane/store       the cluster's state
+  /var/lib/flotilla/controlplane/etcd.sock   the store as etcd, for etcdctl (0600)
   /var/lib/flotilla/controlplane/admin.kubeconfig
                                              the administrator's kubeconfig (0600)
 
@@ -94,6 +95,10 @@ pub struct RunArgs {
     /// Port of the API [default: 6443]
     #[arg(long, value_name = "PORT")]
     pub secure_port: Option<u16>,
+    /// Address and port at which the store is served as etcd (v3), over TLS; who has `pki/etcd-client.crt` gets in, and may do
+    /// everything [default: none; the Unix socket etcd.sock in --data-dir is always there, for its owner]
+    #[arg(long, value_name = "IP:PORT")]
+    pub etcd_listen_address: Option<SocketAddr>,
     /// Address at which nodes and pods reach this master [default: that of the default route's interface]
     #[arg(long, value_name = "IP")]
     pub advertise_address: Option<IpAddr>,

@@ -1,7 +1,7 @@
 //! Owns what a master is told: flags over file over defaults, checked once. Must not act, nor look at the machine: what depends on it
 //! stays `None` and is decided by `run`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct Config {
     pub bind_address: Option<IpAddr>,
     /// Port of the API.
     pub secure_port: u16,
+    /// Address and port of the etcd API over TLS; `None`: its Unix socket alone.
+    pub etcd_listen_address: Option<SocketAddr>,
     /// Address at which others reach this master; `None`: as the machine's routes say.
     pub advertise_address: Option<IpAddr>,
     /// Ranges of the services' addresses, at most one per family.
@@ -96,6 +98,7 @@ struct File {
     snapshot_dir: Option<PathBuf>,
     bind_address: Option<IpAddr>,
     secure_port: Option<u16>,
+    etcd_listen_address: Option<SocketAddr>,
     advertise_address: Option<IpAddr>,
     service_cluster_ip_range: Option<OneOrMore<IpNet>>,
     cluster_cidr: Option<OneOrMore<IpNet>>,
@@ -181,6 +184,7 @@ impl Config {
             .checked()?,
             bind_address: args.bind_address.or(file.bind_address),
             secure_port: args.secure_port.or(file.secure_port).unwrap_or(6443),
+            etcd_listen_address: args.etcd_listen_address.or(file.etcd_listen_address),
             advertise_address: args.advertise_address.or(file.advertise_address),
             cluster_dns: cluster_dns(args.cluster_dns.or(file.cluster_dns), &service_cidrs)?,
             service_cidrs,

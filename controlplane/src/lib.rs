@@ -11,6 +11,7 @@ pub mod datastore;
 pub mod dns_service;
 pub mod election;
 pub mod encryption;
+pub mod etcd_api;
 pub mod figures;
 pub mod in_process;
 pub mod kubeconfig;

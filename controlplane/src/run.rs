@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
+use crate::etcd_api::{EtcdApi, Place};
 use crate::in_process;
 use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
@@ -76,7 +77,8 @@ async fn master(config: Config) -> anyhow::Result<()> {
         datastore: if identity.config.datastore.is_some() { "etcd" } else { "embedded" },
         schedule: identity.config.snapshots.clone(),
     };
-    let parts = Parts::start(identity, listener, upkeep).await?;
+    let etcd = EtcdApi::open(&identity.place(), &secrets, store.clone()).await?;
+    let parts = Parts::start(identity, listener, upkeep, etcd).await?;
     let result = parts.run(&mut stop).await;
     store.close().await;
     tracing::info!("stopped");
@@ -194,6 +196,11 @@ impl Identity {
         Ok(identity)
     }
 
+    fn place(&self) -> Place<'_> {
+        let (config, advertise) = (&self.config, self.advertise);
+        Place { config, ca_pem: &self.pki.ca().certificate_pem, advertise }
+    }
+
     fn save_kubeconfig(&self) -> anyhow::Result<()> {
         let own = self.config.bind_address.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let own = if own.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { own };
@@ -270,6 +277,7 @@ impl Parts {
         identity: Identity,
         listener: TcpListener,
         upkeep: Upkeep,
+        etcd: EtcdApi,
     ) -> anyhow::Result<Self> {
         let store = upkeep.store.clone();
         let server = Box::pin(ApiServer::new(identity.apiserver_config(), store)).await?;
@@ -283,6 +291,7 @@ impl Parts {
         tracing::info!(%address, advertise = %identity.advertise, "serving the API");
         let (mut components, mut serving) = (JoinSet::new(), JoinSet::new());
         upkeep.start(&server, &mut components, &stopping);
+        etcd.spawn(&mut serving, &stopping_serving);
         let api = server.clone();
         serving.spawn(async move {
             api.serve(listener, tls, stopping_serving).await.context("the API server")?;

@@ -5,7 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    ClientCertVerifierBuilder, ClientHello, ResolvesServerCert, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 
@@ -69,18 +72,36 @@ fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, TlsError> {
 /// # Errors
 /// The CA can't be used.
 pub fn server_config(ca_pem: &str, shown: Arc<Shown>) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(default_provider());
+    let verifier = verifier(ca_pem)?.allow_unauthenticated().build()?;
+    config(verifier, shown, &[b"h2", b"http/1.1"])
+}
+
+/// TLS for the etcd API: HTTP/2 alone, for clients with a certificate of the CA.
+///
+/// # Errors
+/// The CA can't be used.
+pub fn etcd_config(ca_pem: &str, shown: Arc<Shown>) -> Result<Arc<ServerConfig>, TlsError> {
+    config(verifier(ca_pem)?.build()?, shown, &[b"h2"])
+}
+
+fn verifier(ca_pem: &str) -> Result<ClientCertVerifierBuilder, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
         roots.add(certificate?)?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let provider = Arc::new(default_provider());
+    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider))
+}
+
+fn config(
+    verifier: Arc<dyn ClientCertVerifier>,
+    shown: Arc<Shown>,
+    protocols: &[&[u8]],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(shown);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }

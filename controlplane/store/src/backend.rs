@@ -46,6 +46,11 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn knows_leases(&self) -> bool {
         true
     }
+    /// Writes a checkpoint now and lets the log before it go; without files of its own there is nothing to write.
+    fn checkpoint(&self, reply: Reply<()>) {
+        // Nobody may wait any more.
+        drop(reply.send(Ok(())));
+    }
     /// Stops taking commands, finishes those taken and lets go of everything held.
     fn close(&self) -> oneshot::Receiver<()>;
     /// Bytes written, flushes, checkpoints.

@@ -4,7 +4,7 @@
 //! durable before it is answered or seen. Knows no Kubernetes: what a value means comes in through [`Extract`].
 
 mod backend;
-mod grpc;
+pub mod grpc;
 mod history;
 mod lease;
 pub mod local;
@@ -295,6 +295,16 @@ impl Store {
         let Inner { published, backend, .. } = &*self.inner;
         let lessor = (!backend.knows_leases()).then(|| self.clone());
         snapshot::Reader::new(published.snapshot(), published.seal.clone(), lessor)
+    }
+
+    /// Writes a checkpoint, so that the log before it is not needed any more.
+    ///
+    /// # Errors
+    /// It could not be written; the log goes on without it.
+    pub async fn checkpoint(&self) -> Result<(), WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.backend.checkpoint(reply);
+        answer.await.unwrap_or(Err(WriteError::Closed))
     }
 
     /// What the store holds and did.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | head | 32 bytes as every file of the log has (`log::record`), with `FLOTSNP`, format version 1, the revision and a salt of 0 |
 //! | records | `Begin`, leases, entries in the order of keys, `End`, each with its CRC-32C (`log::dump`) |
+//! | padding | zeros up to the next multiple of 512, so that `etcdctl snapshot save` knows a whole file by its size |
 //! | trailer | SHA-256 of all bytes before it, 32 bytes; nothing behind it |
 //!
 //! Keys that live in memory only are not in it. Values that are sealed in the log are sealed in it.
@@ -189,6 +190,11 @@ impl Reader {
             piece.extend(FileHead { sequence, salt: 0 }.encode(FileKind::Snapshot));
         }
         self.more = self.dump.append(&mut piece, READER_PIECE_BYTES)?;
+        if !self.more {
+            let bytes = self.given + piece.len() as u64;
+            let padding = padded(bytes) - bytes;
+            piece.extend((0..padding).map(|_| 0));
+        }
         hash.update(&piece);
         if self.more {
             self.hash = Some(hash);
@@ -213,6 +219,11 @@ async fn leases_of(store: &Store, state: &Snapshot) -> Result<OrdMap<i64, u64>, 
         leases.insert(id, granted_seconds.unsigned_abs());
     }
     Ok(leases)
+}
+
+/// Where the trailer begins.
+fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(512)
 }
 
 /// Writes a snapshot into a file of mode 0600, which has its name only when all of it is durable; one that was there is replaced.
@@ -331,7 +342,7 @@ fn check(path: &Path, replay: &mut dyn Replay) -> Result<(SnapshotInfo, FileHead
         return damaged(8, "the head's revision is not that of the records");
     }
     let file_bytes = file.size().map_err(failed(path, "read"))?;
-    let hashed = read.offset as u64;
+    let hashed = padded(read.offset as u64);
     if file_bytes != hashed + SHA256_OUTPUT_LEN as u64 {
         return damaged(file_bytes.min(hashed), "the file does not end behind its checksum");
     }

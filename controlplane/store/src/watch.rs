@@ -358,18 +358,28 @@ impl Watcher {
     /// The watch is over; what was queued before is returned first, except by [`WatchError::Expired`].
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, WatchError> {
         loop {
-            {
-                let mut queue = self.shared.lock();
-                if !queue.events.is_empty() {
-                    // The room for the backlog is given back with the backlog.
-                    queue.events_max = self.events_max;
-                    return Ok(std::mem::take(&mut queue.events).into());
-                }
-                if let Some(why) = &queue.ended {
-                    return Err(why.clone());
-                }
+            let events = self.waiting()?;
+            if !events.is_empty() {
+                return Ok(events);
             }
             self.shared.ready.notified().await;
+        }
+    }
+
+    /// What [`Watcher::next`] would return at once; none where it would wait.
+    ///
+    /// # Errors
+    /// As [`Watcher::next`].
+    pub fn waiting(&mut self) -> Result<Vec<Arc<Event>>, WatchError> {
+        let mut queue = self.shared.lock();
+        if !queue.events.is_empty() {
+            // The room for the backlog is given back with the backlog.
+            queue.events_max = self.events_max;
+            return Ok(std::mem::take(&mut queue.events).into());
+        }
+        match &queue.ended {
+            Some(why) => Err(why.clone()),
+            None => Ok(Vec::new()),
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::backend::queue::{Queue, Taken};
 use crate::backend::recovery::Recovery;
 use crate::backend::speculation::{Answer, Speculation};
-use crate::backend::{Backend, Command, Published, Written};
+use crate::backend::{Backend, Command, Published, Reply, Written};
 use crate::log::checkpoint::{self, CheckpointInfo, Contents};
 use crate::log::disk::Disk;
 use crate::log::dump::Dump;
@@ -27,6 +27,7 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 
 enum Item {
     Command(Command, OwnedSemaphorePermit),
+    Checkpoint(Reply<()>),
     Checkpointed(Result<CheckpointInfo, LogError>),
 }
 
@@ -53,6 +54,10 @@ impl Backend for Embedded {
     fn submit(&self, command: Command, permit: OwnedSemaphorePermit) {
         // A closed queue drops the reply, which is the answer.
         drop(self.queue.push(Item::Command(command, permit)));
+    }
+
+    fn checkpoint(&self, reply: Reply<()>) {
+        drop(self.queue.push(Item::Checkpoint(reply)));
     }
 
     fn close(&self) -> oneshot::Receiver<()> {
@@ -89,6 +94,7 @@ pub(crate) fn open(
         speculation: Speculation::new(snapshot, leases, reserved, config),
         failed: None,
         checkpoint: None,
+        checkpoint_asked: Vec::new(),
         stop: Arc::new(AtomicBool::new(false)),
     };
     let on_exit =
@@ -133,6 +139,8 @@ struct Committer {
     speculation: Speculation,
     failed: Option<Arc<str>>,
     checkpoint: Option<JoinHandle<()>>,
+    /// Who waits for the checkpoint that is being written, or for the next.
+    checkpoint_asked: Vec<Reply<()>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -171,6 +179,10 @@ impl Committer {
                     };
                     answers.push((answer, permit));
                 }
+                Some(Item::Checkpoint(reply)) => match &self.failed {
+                    Some(reason) => drop(reply.send(Err(refused(reason)))),
+                    None => self.checkpoint_asked.push(reply),
+                },
                 Some(Item::Checkpointed(result)) => self.checkpointed(result),
                 None => break,
             }
@@ -210,7 +222,8 @@ impl Committer {
     fn look_after_log(&mut self) {
         let snapshot = self.speculation.snapshot();
         let compacted = snapshot.history.compacted();
-        if self.checkpoint.is_none() && self.log.wants_checkpoint(snapshot.bytes) {
+        let wanted = self.log.wants_checkpoint(snapshot.bytes) || !self.checkpoint_asked.is_empty();
+        if self.checkpoint.is_none() && wanted {
             self.start_checkpoint();
         }
         if let Err(error) = self.log.remove_unneeded(compacted) {
@@ -238,15 +251,29 @@ impl Committer {
         });
         match started {
             Ok(thread) => self.checkpoint = Some(thread),
-            Err(error) => tracing::warn!(%error, "no thread for a checkpoint; the log grows on"),
+            Err(error) => {
+                tracing::warn!(%error, "no thread for a checkpoint; the log grows on");
+                self.answer_checkpoint(Err(refused(&error.to_string().into())));
+            }
+        }
+    }
+
+    fn answer_checkpoint(&mut self, result: Result<(), WriteError>) {
+        for reply in self.checkpoint_asked.drain(..) {
+            // Nobody may wait any more.
+            drop(reply.send(result.clone()));
         }
     }
 
     fn checkpointed(&mut self, result: Result<CheckpointInfo, LogError>) {
         self.checkpoint = None;
         match result {
-            Ok(info) => self.log.checkpoint_finished(info),
+            Ok(info) => {
+                self.log.checkpoint_finished(info);
+                self.answer_checkpoint(Ok(()));
+            }
             Err(error) => {
+                self.answer_checkpoint(Err(refused(&error.to_string().into())));
                 Counters::count(&self.log.counters().checkpoint_failures);
                 tracing::warn!(%error, "a checkpoint failed; the log grows on");
             }
