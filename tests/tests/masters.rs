@@ -43,7 +43,9 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
     ("each etcd member cut off", |f| each(f, &f.lab.etcds, cut_off)),
     ("each master cut off", |f| each(f, &f.lab.masters, cut_off)),
     ("links between hosts cut", between),
+    ("each master cut off from the datastore", blind),
     ("masters restart one after the other without a failed request", rolling),
+    ("a node that boots finds the master that is there", boots),
     ("nothing was lost, skipped, repeated or done twice", judged),
     ("no component ever ran on two masters", terms),
 ];
@@ -205,6 +207,20 @@ fn between(f: &Fixture) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// A master that reaches no etcd member lets its nodes go to the other one.
+fn blind(f: &Fixture) -> Result<Verdict> {
+    for master in &f.lab.masters {
+        let set = |state: &str| -> Result<()> {
+            for etcd in &f.lab.etcds {
+                f.lab.host(master)?.set_link_to(&f.lab.host(etcd)?, state)?;
+            }
+            Ok(())
+        };
+        endure(f, &format!("{master} from every etcd member"), || set("down"), || set("up"))?;
+    }
+    Ok(Verdict::Passed)
+}
+
 /// Breaks something, has a pod more, mends it.
 fn endure(
     f: &Fixture,
@@ -291,6 +307,29 @@ fn rolling(f: &Fixture) -> Result<Verdict> {
     let failed = with_audit(|a| a.so_far(|w| format!("{:?}", &w.failed[before.1..])))?;
     ensure!(after.1 == before.1, "writes failed: {failed}");
     grow(f)?;
+    Ok(Verdict::Passed)
+}
+
+/// A node that joined at the first master boots without it.
+fn boots(f: &Fixture) -> Result<Verdict> {
+    let [first, other] = f.lab.masters.as_slice() else { bail!("not two masters") };
+    let node = f.lab.nodes.first().context("no node")?;
+    f.lab.host(first)?.power_off()?;
+    died(first);
+    f.lab.host(node)?.power_off()?;
+    f.lab.start(node)?;
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let path = "jsonpath={.items[0].metadata.name}";
+    let listed = ask(f, other, &["get", "pods", "-n", NS, &field, "-o", path])?;
+    let pod = listed.success()?;
+    wait_for("a pod's log from the node", CONVERGE, || {
+        let log = ask(f, other, &["logs", "-n", NS, &pod])?.success()?;
+        ensure!(log.contains("serving on"), "{log:?}");
+        Ok(())
+    })?;
+    f.lab.start(first)?;
+    grow(f)?;
+    whole(f)?;
     Ok(Verdict::Passed)
 }
 

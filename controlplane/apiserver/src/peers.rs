@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use store::{Compare, KeyRange, Op, Range, Relation, Store, Target, Txn, WriteError};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use crate::{Config, serve::stopping, tunnel::Tunnels};
@@ -28,7 +28,10 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(3);
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// One question to the datastore; longer, and the next one may find another member.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A master that has not reached the datastore for so long is of no use to its nodes, while another one may be. An election of
+/// etcd's takes a second or two.
+const USELESS_AFTER: Duration = Duration::from_secs(7);
 
 /// What stands in a master's key.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +49,25 @@ pub(crate) enum Holder {
     Other(SocketAddr),
     /// A master that is gone.
     Gone,
+}
+
+/// When the datastore was last reached, and whether the nodes were sent away since.
+struct Contact {
+    last: Instant,
+    sent_away: bool,
+}
+
+impl Contact {
+    fn reached(&mut self) {
+        *self = Self { last: Instant::now(), sent_away: false };
+    }
+
+    /// True once per loss of the datastore.
+    fn is_useless(&mut self) -> bool {
+        let useless = !self.sent_away && self.last.elapsed() >= USELESS_AFTER;
+        self.sent_away |= useless;
+        useless
+    }
 }
 
 /// The masters on this datastore.
@@ -115,6 +137,7 @@ impl Peers {
     /// Tells the others of this master and its tunnels until `stop` turns true, then takes it back.
     pub(crate) async fn keep(&self, tunnels: &Tunnels, mut stop: watch::Receiver<bool>) {
         let Some(id) = &self.id else { return };
+        let mut contact = Contact { last: Instant::now(), sent_away: false };
         loop {
             let granted = tokio::select! {
                 granted = self.announce(id) => granted,
@@ -124,12 +147,13 @@ impl Peers {
                 Ok(lease) => lease,
                 Err(error) => {
                     tracing::warn!(%error, "the other masters can't be told of this one");
+                    self.judge(&mut contact, tunnels);
                     sleep(RETRY).await;
                     continue;
                 }
             };
             tokio::select! {
-                () = self.hold(id, lease, tunnels) => {
+                () = self.hold((id, lease), tunnels, &mut contact) => {
                     tracing::warn!("the datastore has forgotten this master; telling it again");
                 }
                 () = stopping(&mut stop) => {
@@ -151,8 +175,19 @@ impl Peers {
         Ok(lease)
     }
 
+    /// Sends the nodes to another master once this one is of no use to them.
+    fn judge(&self, contact: &mut Contact, tunnels: &Tunnels) {
+        if contact.is_useless() && self.masters().len() > 1 {
+            tracing::warn!(
+                nodes = tunnels.len(),
+                "the datastore is not reached; nodes are sent to other masters"
+            );
+            tunnels.send_away();
+        }
+    }
+
     /// Returns when the lease is gone.
-    async fn hold(&self, id: &str, lease: i64, tunnels: &Tunnels) {
+    async fn hold(&self, (id, lease): (&str, i64), tunnels: &Tunnels, contact: &mut Contact) {
         let mut said = HashMap::new();
         let mut changed = tunnels.changes();
         let mut tick = interval(KEEP_ALIVE_EVERY);
@@ -168,10 +203,11 @@ impl Peers {
                 Err(error) => Err(error),
             };
             match kept {
-                Ok(()) => {}
+                Ok(()) => contact.reached(),
                 Err(Failed::Refused(WriteError::LeaseNotFound { .. })) => return,
                 Err(error) => {
                     tracing::warn!(%error, "the other masters can't be told");
+                    self.judge(contact, tunnels);
                     sleep(RETRY).await;
                 }
             }

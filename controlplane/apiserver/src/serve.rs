@@ -97,6 +97,15 @@ struct Connection {
 }
 
 impl Connection {
+    fn is_node(&self, certificate: Option<&[u8]>) -> bool {
+        let who = self.server.authenticator().authenticate(
+            certificate,
+            &http::HeaderMap::new(),
+            Timestamp::now(),
+        );
+        who.is_ok_and(|user| user.node_name().is_some())
+    }
+
     async fn run(mut self, stream: TcpStream, acceptor: TlsAcceptor) {
         let peer = self.peer;
         if let Err(error) = stream.set_nodelay(true) {
@@ -110,6 +119,8 @@ impl Connection {
         let (_, session) = stream.get_ref();
         let certificate: Option<Arc<[u8]>> =
             session.peer_certificates().and_then(|c| c.first()).map(|c| Arc::from(c.as_ref()));
+        let is_node = self.is_node(certificate.as_deref());
+        let mut leaving = self.server.tunnels().leaving();
         let server = self.server.clone();
         let service =
             service_fn(move |request| answer(server.clone(), certificate.clone(), request));
@@ -119,6 +130,8 @@ impl Connection {
         let stopped = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             () = stopping(&mut self.shutdown) => None,
+            // All of it at once, watches and tunnel too: the node is to have them elsewhere.
+            Ok(()) = leaving.changed(), if is_node => return,
         };
         let ended = match stopped {
             Some(ended) => ended,

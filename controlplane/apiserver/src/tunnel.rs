@@ -99,6 +99,7 @@ pub struct Tunnels {
     by_node: Arc<Mutex<HashMap<String, Tunnel>>>,
     next: Arc<AtomicU64>,
     changed: watch::Sender<()>,
+    sent_away: watch::Sender<()>,
 }
 
 impl Tunnels {
@@ -114,6 +115,15 @@ impl Tunnels {
     /// Turns whenever a tunnel comes or goes.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Turns when nodes are to go to another master.
+    pub(crate) fn leaving(&self) -> watch::Receiver<()> {
+        self.sent_away.subscribe()
+    }
+
+    pub(crate) fn send_away(&self) {
+        self.sent_away.send_replace(());
     }
 
     /// The nodes that hold a tunnel open, with a number that no other tunnel of this process has.
