@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use real_etcd::RealEtcd;
 use serde_json::Value;
+use store::{EtcdConfig, Op, Store, Txn};
 
 const CONTROLPLANE: &str = env!("CARGO_BIN_EXE_controlplane");
 /// The machine's own configuration is nothing to a test.
@@ -245,4 +246,88 @@ fn a_cluster_moves_to_etcd_lives_there_and_moves_back() {
     let left = left.output().unwrap();
     let said = String::from_utf8(left.stderr).unwrap();
     assert!(!left.status.success() && said.contains("was moved into a master's own log"), "{said}");
+}
+
+/// A CA, and a pair for a server and one for a client, as files.
+struct Certificates {
+    dir: tempfile::TempDir,
+}
+
+impl Certificates {
+    fn make() -> Self {
+        let own = Self { dir: tempfile::tempdir().unwrap() };
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let ca_key = key();
+        let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        own.write("ca.crt", &ca.self_signed(&ca_key).unwrap().pem());
+        let issuer = rcgen::Issuer::new(ca, ca_key);
+        for (name, usage) in [
+            ("server", rcgen::ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", rcgen::ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
+            let own_key = key();
+            let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            params.extended_key_usages = vec![usage, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+            let certificate = params.signed_by(&own_key, &issuer).unwrap();
+            own.write(&format!("{name}.crt"), &certificate.pem());
+            own.write(&format!("{name}.key"), &own_key.serialize_pem());
+        }
+        own
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        Some(std::fs::read_to_string(self.path(name)).unwrap())
+    }
+}
+
+#[test]
+fn a_datastore_with_tls_knows_its_masters() {
+    if !RealEtcd::is_here() {
+        return;
+    }
+    let files = Certificates::make();
+    let mut tls = vec!["--client-cert-auth".to_owned()];
+    for (flag, name) in [
+        ("--trusted-ca-file", "ca.crt"),
+        ("--cert-file", "server.crt"),
+        ("--key-file", "server.key"),
+    ] {
+        tls.extend([flag.to_owned(), files.path(name)]);
+    }
+    let etcd = RealEtcd::start_with(1, tls);
+    let whole = EtcdConfig {
+        ca_pem: files.text("ca.crt"),
+        certificate_pem: files.text("client.crt"),
+        key_pem: files.text("client.key"),
+        ..etcd.config()
+    };
+    let stranger = EtcdConfig {
+        certificate_pem: None,
+        key_pem: None,
+        open_timeout: Duration::from_secs(2),
+        ..whole.clone()
+    };
+    let other_ca = Certificates::make();
+    let impostor = EtcdConfig { ca_pem: other_ca.text("ca.crt"), ..stranger.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let open = |etcd: EtcdConfig| Store::open_etcd(etcd, store::Config::new(""));
+        let store = Box::pin(open(whole)).await.unwrap();
+        let put = Txn::of(vec![Op::put("/registry/a", "1")]);
+        store.txn(put).await.unwrap();
+        store.close().await;
+        for (refused, says) in [(stranger, "certificate"), (impostor, "certificate")] {
+            let error = Box::pin(open(refused)).await.unwrap_err().to_string().to_lowercase();
+            assert!(error.contains(says), "{error}");
+        }
+    });
 }

@@ -100,9 +100,11 @@ async fn route(
     catch_up(server, &info, &query).await?;
     let user = crate::guard::authorize(server, &parts, &info, user)?;
     if !info.is_resource_request {
-        return crate::guard::discover(server, &parts)
-            .or_else(|| meta::respond(server, &parts.method, parts.uri.path(), &query))
-            .ok_or_else(ApiError::path_not_found);
+        if let Some(document) = crate::guard::discover(server, &parts) {
+            return Ok(document);
+        }
+        let answer = meta::respond(server, &parts.method, parts.uri.path(), &query).await;
+        return answer.ok_or_else(ApiError::path_not_found);
     }
     let resource = find(server, &info)?;
     let (answer, form) = negotiate(&parts, &query)?;

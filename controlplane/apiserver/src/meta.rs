@@ -1,6 +1,8 @@
 //! Owns the paths that are no resource's: health, version, metrics, the CA. Must not need authorization's outcome to be known
 //! twice: the handler has asked already, except for the CA, which anybody may have.
 
+use std::time::Duration;
+
 use http::{Method, Response, StatusCode};
 use serde_json::json;
 
@@ -9,6 +11,9 @@ use crate::{
     body::{self, Body},
     query::Query,
 };
+
+/// Kubernetes 1.36, `--etcd-readycheck-timeout`.
+const DATASTORE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The Kubernetes version whose behaviour is served.
 pub const GIT_VERSION: &str = concat!("v1.36.2+flotilla-", env!("CARGO_PKG_VERSION"));
@@ -21,7 +26,7 @@ pub(crate) fn cacerts(server: &ApiServer, path: &str) -> Option<Response<Body>> 
 }
 
 /// Answers a path that is no resource's; `None` for unknown ones.
-pub(crate) fn respond(
+pub(crate) async fn respond(
     server: &ApiServer,
     method: &Method,
     path: &str,
@@ -35,7 +40,7 @@ pub(crate) fn respond(
         if let Some(rest) = trimmed.strip_prefix(root)
             && (rest.is_empty() || rest.starts_with('/'))
         {
-            return health(server, root, rest, query);
+            return health(&checks(server).await, root, rest, query);
         }
     }
     match trimmed {
@@ -69,18 +74,24 @@ fn platform() -> &'static str {
 }
 
 /// The checks, in the order in which they are shown.
-fn checks(server: &ApiServer) -> [(&'static str, bool); 3] {
+async fn checks(server: &ApiServer) -> [(&'static str, bool); 3] {
     let open = !*server.closing().borrow();
-    [("ping", true), ("etcd", server.registry().store().revision() > 0), ("shutdown", open)]
+    let asked = tokio::time::timeout(DATASTORE_TIMEOUT, server.registry().store().fresh()).await;
+    [("ping", true), ("etcd", matches!(asked, Ok(Ok(())))), ("shutdown", open)]
 }
 
-fn health(server: &ApiServer, root: &str, rest: &str, query: &Query) -> Option<Response<Body>> {
+fn health(
+    checks: &[(&'static str, bool)],
+    root: &str,
+    rest: &str,
+    query: &Query,
+) -> Option<Response<Body>> {
     let name = root.trim_start_matches('/');
     let excluded: Vec<&str> = query.all("exclude").collect();
     // A server that drains is alive, and not ready.
     let counts = |check: &str| check != "shutdown" || name == "readyz";
     let mut checks: Vec<(&str, bool)> =
-        checks(server).into_iter().filter(|(check, _)| counts(check)).collect();
+        checks.iter().copied().filter(|(check, _)| counts(check)).collect();
     if let Some(one) = rest.strip_prefix('/') {
         checks.retain(|(check, _)| *check == one);
         if checks.is_empty() {

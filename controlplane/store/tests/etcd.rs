@@ -333,7 +333,7 @@ async fn what_cannot_be_opened_says_why() {
     let error = Store::open_etcd(etcd.config(), Config::new("")).await.unwrap_err();
     assert!(error.to_string().contains("\"many\""), "{error}");
     etcd.put("/flotilla/offset", "5");
-    etcd.put("/flotilla/moving", "");
+    etcd.put("/flotilla/moving", "a move is under way");
     let error = Store::open_etcd(etcd.config(), Config::new("")).await.unwrap_err();
     assert!(
         matches!(&error, OpenError::Datastore { reason, .. } if reason.contains("move")),

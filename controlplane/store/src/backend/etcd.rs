@@ -268,9 +268,9 @@ async fn wait_and_load(
             }
             Ok(Err(error)) => return Err(unavailable(etcd, &error)),
             Err(_) => {
-                let reason = match client.link().await {
-                    Ok(_) => "it could not be read".to_owned(),
-                    Err(failure) => failure.to_string(),
+                let reason = match client.trouble() {
+                    Some(failure) => failure.to_string(),
+                    None => "it could not be read".to_owned(),
                 };
                 let waited = etcd.open_timeout;
                 return Err(unavailable(

@@ -40,6 +40,8 @@ impl Member {
 pub struct RealEtcd {
     members: Vec<Member>,
     dir: TempDir,
+    /// Flags for clients with TLS; none: without.
+    tls: Vec<String>,
 }
 
 /// Ports that were free a moment ago.
@@ -59,12 +61,16 @@ impl RealEtcd {
     }
 
     pub fn start(members: usize) -> Self {
+        Self::start_with(members, Vec::new())
+    }
+
+    pub fn start_with(members: usize, tls: Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let member = |at: usize| {
             let [client, peer] = free_ports();
             Member { name: format!("m{at}"), client, peer, process: None }
         };
-        let mut etcd = Self { members: (0..members).map(member).collect(), dir };
+        let mut etcd = Self { members: (0..members).map(member).collect(), dir, tls };
         for at in 0..members {
             etcd.start_member(at);
         }
@@ -76,14 +82,16 @@ impl RealEtcd {
         let cluster = self.members.iter().map(|m| format!("{}={}", m.name, peer(m)));
         let cluster = cluster.collect::<Vec<_>>().join(",");
         let log = std::fs::File::create(self.dir.path().join(format!("m{at}.log"))).unwrap();
+        let (client, tls) = (self.client_url(&self.members[at]), self.tls.clone());
         let member = &mut self.members[at];
-        let (client, peer) = (format!("http://127.0.0.1:{}", member.client), peer(member));
+        let peer = peer(member);
         let data = self.dir.path().join(&member.name);
         let process = Command::new(PROGRAM)
             .args(["--name", &member.name, "--data-dir", data.to_str().unwrap()])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &cluster, "--initial-cluster-state", "new"])
+            .args(tls)
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -122,7 +130,12 @@ impl RealEtcd {
     }
 
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("http://127.0.0.1:{}", member.client)).collect()
+        self.members.iter().map(|member| self.client_url(member)).collect()
+    }
+
+    fn client_url(&self, member: &Member) -> String {
+        let scheme = if self.tls.is_empty() { "http" } else { "https" };
+        format!("{scheme}://127.0.0.1:{}", member.client)
     }
 
     pub fn config(&self) -> EtcdConfig {

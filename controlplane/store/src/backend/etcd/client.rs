@@ -4,8 +4,8 @@
 mod link;
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -132,6 +132,8 @@ pub(crate) struct Client {
     members: Box<[Member]>,
     /// The member that is asked.
     current: AtomicUsize,
+    /// Why a request failed last.
+    trouble: Mutex<Option<Failure>>,
 }
 
 impl Client {
@@ -152,7 +154,7 @@ impl Client {
         if members.is_empty() {
             return Err(bad("", &"no endpoint was given"));
         }
-        Ok(Self { members, current: AtomicUsize::new(0) })
+        Ok(Self { members, current: AtomicUsize::new(0), trouble: Mutex::default() })
     }
 
     /// A connection to the member that is asked, or to the next that can be connected to.
@@ -212,6 +214,7 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
             let again = match &failure {
                 Failure::NotSent(_) => true,
                 Failure::Unknown(_) => repeat == Repeat::Always,
@@ -223,6 +226,11 @@ impl Client {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Why a request failed last, for who gave up waiting.
+    pub(crate) fn trouble(&self) -> Option<Failure> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn attempt<Q, A>(&self, path: &'static str, message: Q) -> Result<A, Failure>

@@ -22,6 +22,8 @@ const TICK: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// A member whose watch is so far behind what another one answered is left.
 const LAG_MAX: Duration = Duration::from_secs(2);
+/// How often it is said that the watch can't be resumed.
+const REMINDER: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -87,13 +89,16 @@ impl Feed {
     }
 
     async fn go_on(&mut self) -> Arc<str> {
-        let mut whole = true;
+        let (mut whole, mut said) = (true, None);
         loop {
             let ended = if whole { self.follow().await } else { self.reload().await };
             match ended {
                 Ok(()) => whole = true,
                 Err(End::Broken(reason)) => {
-                    tracing::warn!(%reason, revision = self.shared.wire.inward(self.reached), "the watch of the datastore broke; resuming");
+                    if said.is_none_or(|at: Instant| at.elapsed() > REMINDER) {
+                        said = Some(Instant::now());
+                        tracing::warn!(%reason, revision = self.shared.wire.inward(self.reached), "the watch of the datastore broke; resuming");
+                    }
                 }
                 Err(End::Lost(reason)) => {
                     tracing::warn!(%reason, revision = self.shared.wire.inward(self.reached), "the watch of the datastore can't be resumed; loading all of it");
