@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use real_etcd::RealEtcd;
+use store::seal::{ClusterSecret, Keyring, SECRET_BYTES};
 use store::{
-    Compare, Config, EtcdConfig, KeyRange, Op, OpenError, Range, ReadError, Store, Target, Txn,
-    WatchError, WatchRequest, WriteError,
+    Compare, Config, EtcdConfig, KeyRange, Op, OpResult, OpenError, Range, ReadError, Store,
+    Target, Txn, WatchError, WatchRequest, WriteError,
 };
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -380,4 +381,68 @@ async fn what_etcd_refuses_is_said_in_the_stores_words() {
     let same =
         Txn { compare: vec![compare], success: vec![Op::delete("/w/big/00")], failure: vec![] };
     assert!(again.txn(same).await.unwrap().succeeded);
+}
+
+#[tokio::test]
+async fn sealed_values_are_plain_at_every_master_and_nowhere_else() {
+    if !RealEtcd::is_here() {
+        return;
+    }
+    let etcd = RealEtcd::start(1);
+    let ring = || {
+        let secret = ClusterSecret::from_bytes([7; SECRET_BYTES]);
+        Arc::new(Keyring::new(secret, "/flotilla/secrets/encryption-", vec!["/s/".into()]))
+    };
+    let open = async |ring: &Arc<Keyring>| {
+        let config = Config { seal: Some(ring.clone()), ..Config::new("") };
+        Store::open_etcd(etcd.config(), config).await
+    };
+    let rings = [ring(), ring()];
+    let (one, two) = (open(&rings[0]).await.unwrap(), open(&rings[1]).await.unwrap());
+    let early = one.txn(put("/s/a", "plain")).await.unwrap_err();
+    assert!(matches!(early, WriteError::Seal { .. }), "{early}");
+    for (key, number) in [("one", 1), ("two", 2)] {
+        // A new key is made at one master, and the other seals with it as soon as it has been told.
+        let key = format!("/flotilla/secrets/encryption-{key}");
+        let value = rings[0].make_key(key.as_bytes()).unwrap();
+        one.txn(Txn::of(vec![Op::put(key.as_str(), value)])).await.unwrap();
+        let sealed = format!("/s/{number}");
+        let made = one.txn(put(&sealed, "correct horse")).await.unwrap();
+        two.fresh().await.unwrap();
+        assert_eq!(two.get(sealed.as_bytes()).unwrap().value, "correct horse");
+        let read = Txn {
+            compare: vec![Compare::unchanged(sealed.as_str(), made.revision)],
+            success: vec![
+                Op::Range(Range::all(KeyRange::Key(sealed.clone().into()))),
+                Op::put(sealed.as_str(), "battery staple"),
+            ],
+            failure: Vec::new(),
+        };
+        let result = two.txn(read).await.unwrap();
+        let [OpResult::Range(found), OpResult::Put { previous: Some(previous), entry }] =
+            &result.responses[..]
+        else {
+            panic!("{result:?}")
+        };
+        assert_eq!((&found.entries[0], &previous.value[..]), (previous, &b"correct horse"[..]));
+        assert_eq!(entry.value, "battery staple");
+        let stored = etcd.get(&sealed);
+        assert!(stored.starts_with(b"\0FSV") && !stored.windows(6).any(|part| part == b"staple"));
+    }
+    let compare = |keys| Compare {
+        keys,
+        target: Target::Value("battery staple".into()),
+        relation: store::Relation::Equal,
+    };
+    for keys in [KeyRange::Key("/s/1".into()), KeyRange::Prefix(Vec::new())] {
+        let txn = Txn { compare: vec![compare(keys)], ..put("/t", "") };
+        let refused = one.txn(txn).await.unwrap_err();
+        assert!(matches!(refused, WriteError::SealedCompare { .. }), "{refused}");
+    }
+    // Without the cluster secret nobody opens it.
+    let secret = ClusterSecret::from_bytes([8; SECRET_BYTES]);
+    let prefix = "/flotilla/secrets/encryption-";
+    let stranger = Arc::new(Keyring::new(secret, prefix, vec!["/s/".into()]));
+    let error = open(&stranger).await.unwrap_err();
+    assert!(matches!(&error, OpenError::Sealed { key, .. } if key == "/s/1"), "{error}");
 }

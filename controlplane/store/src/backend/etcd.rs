@@ -36,6 +36,7 @@ use crate::backend::{Backend, Command, Published, Reply, Written};
 use crate::log::OpenError;
 use crate::log::disk::RealDisk;
 use crate::revision::Revision;
+use crate::seal::SealError;
 use crate::state::Snapshot;
 use crate::txn::WriteError;
 
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     barrier: Barrier,
     /// Why the datastore can't be used any more.
     failed: OnceLock<Arc<str>>,
+    /// A value that came and could not be opened, first of all.
+    unopened: OnceLock<(String, SealError)>,
     bytes: AtomicU64,
     requests: AtomicU64,
     /// What was published last, for who publishes next.
@@ -213,6 +216,7 @@ pub(crate) async fn open(
         progress: Progress::new(snapshot.revision),
         barrier: Barrier::default(),
         failed: OnceLock::new(),
+        unopened: OnceLock::new(),
         bytes: AtomicU64::new(0),
         requests: AtomicU64::new(0),
         current: Mutex::new(snapshot.clone()),
@@ -221,10 +225,17 @@ pub(crate) async fn open(
     let bounds = (config.history_bytes_max, config.history_age_max);
     let feed = Feed::new(shared.clone(), found, bounds);
     let feed = tokio::spawn(feed.run(stop.subscribe()));
-    let left = deadline.saturating_duration_since(Instant::now()).max(PUBLISHED_WITHIN);
-    if !shared.progress.reach(now, left).await {
+    let until = deadline.max(Instant::now() + PUBLISHED_WITHIN);
+    while !shared.progress.reach(now, OPEN_PAUSE).await {
+        let sealed = shared.unopened.get().cloned();
+        if sealed.is_none() && Instant::now() < until {
+            continue;
+        }
         feed.abort();
-        return Err(unavailable(etcd, &"its changes did not arrive in time"));
+        return Err(match sealed {
+            Some((key, source)) => OpenError::Sealed { key, source },
+            None => unavailable(etcd, &"its changes did not arrive in time"),
+        });
     }
     let compactor = compactor::run(shared.clone(), etcd.compaction_period, stop.subscribe());
     let tasks = vec![feed, tokio::spawn(compactor)];

@@ -274,12 +274,7 @@ fn encode_value(shared: &Shared, key: &[u8], value: &Bytes) -> Result<Bytes, Wri
     };
     // Every master that reads the result has at least what is published here.
     let revision = shared.published.with(|snapshot| snapshot.revision);
-    seal.seal(key, value, revision).map(Bytes::from).map_err(|error| {
-        let key = String::from_utf8_lossy(key);
-        WriteError::Refused {
-            reason: format!("the value of {key} can't be sealed: {error}").into(),
-        }
-    })
+    seal.seal(key, value, revision).map(Bytes::from).map_err(|error| WriteError::seal(key, error))
 }
 
 fn encode_delete(keys: &KeyRange) -> Request {

@@ -34,6 +34,8 @@ enum End {
     Broken(Arc<str>),
     /// What comes next is not to be had, or does not fit what was before.
     Lost(Arc<str>),
+    /// A value can't be opened. Maybe it can be later: it is tried again.
+    Unreadable(WireError),
     /// Not the datastore that was opened.
     Replaced(Arc<str>),
 }
@@ -89,13 +91,14 @@ impl Feed {
     }
 
     async fn go_on(&mut self) -> Arc<str> {
-        let (mut whole, mut said) = (true, None);
+        let (mut whole, mut said) = (true, None::<Instant>);
         loop {
             let ended = if whole { self.follow().await } else { self.reload().await };
             match ended {
                 Ok(()) => whole = true,
+                Err(End::Unreadable(error)) => self.unreadable(&error, &mut said),
                 Err(End::Broken(reason)) => {
-                    if said.is_none_or(|at: Instant| at.elapsed() > REMINDER) {
+                    if said.is_none_or(|at| at.elapsed() > REMINDER) {
                         said = Some(Instant::now());
                         tracing::warn!(%reason, revision = self.shared.wire.inward(self.reached), "the watch of the datastore broke; resuming");
                     }
@@ -108,6 +111,18 @@ impl Feed {
             }
             tokio::time::sleep(self.pause).await;
             self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn unreadable(&self, error: &WireError, said: &mut Option<Instant>) {
+        if let WireError::Sealed { key, source } = error {
+            // Only the first counts.
+            self.shared.unopened.set((key.clone(), source.clone())).ok();
+        }
+        if said.is_none_or(|at| at.elapsed() > REMINDER) {
+            *said = Some(Instant::now());
+            let revision = self.shared.wire.inward(self.reached);
+            tracing::error!(%error, revision, "a change of the datastore can't be taken over; nothing behind it is seen");
         }
     }
 
@@ -257,9 +272,7 @@ fn apply(
         }
         let after = match put.then(|| wire.entry(&kv)).transpose() {
             Ok(after) => after,
-            Err(error @ (WireError::Sealed { .. } | WireError::Missing(_))) => {
-                return Err(End::Broken(error.to_string().into()));
-            }
+            Err(error) => return Err(End::Unreadable(error)),
         };
         let before = match &after {
             Some(after) => snapshot.insert(after.clone()),
