@@ -1,6 +1,7 @@
 //! What the end-to-end suites share: a lab that goes away with its owner, and the questions that
 //! they ask it through the real kubectl.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -48,7 +49,7 @@ pub fn obstacle() -> Option<String> {
 /// A suite's whole `main`: a lab of `nodes` nodes, its scenarios in order, the count that closes it.
 #[must_use]
 pub fn run_suite(suite: &str, nodes: u8, scenarios: &[Scenario<Fixture>]) -> ExitCode {
-    run_suite_on(suite, Shape { nodes, masters: 1, etcds: 0 }, scenarios)
+    run_suite_on(suite, Shape { nodes, masters: 1, etcds: 0, arguments: &[] }, scenarios)
 }
 
 /// What a lab is made of.
@@ -60,6 +61,8 @@ pub struct Shape {
     pub masters: u8,
     /// How many etcd members.
     pub etcds: u8,
+    /// Further arguments of the masters.
+    pub arguments: &'static [&'static str],
 }
 
 /// The same on a lab of another shape.
@@ -104,7 +107,11 @@ impl Fixture {
             dir,
             bin_dir: bin_dir()?,
             registries: None,
-            master_args: vec!["--node-monitor-grace-period=25s".to_owned()],
+            master_args: ["--node-monitor-grace-period=25s"]
+                .iter()
+                .chain(shape.arguments)
+                .map(|argument| (*argument).to_owned())
+                .collect(),
         })?;
         Ok(Fixture { lab })
     }
@@ -177,6 +184,31 @@ impl Fixture {
         let events = self.kubectl(&["get", "events", "-n", namespace])?;
         let lines: Vec<&str> = events.lines().collect();
         Ok(format!("\n{pods}\n{}", lines[lines.len().saturating_sub(12)..].join("\n")))
+    }
+
+    /// PIDs of the test servers of every node, as the machine sees them.
+    pub fn servers(&self) -> Result<BTreeMap<String, Vec<u32>>> {
+        let mut found = BTreeMap::new();
+        for node in &self.lab.nodes {
+            let below = self.lab.addresses().cgroup(node);
+            let mut pids = Vec::new();
+            for entry in std::fs::read_dir("/proc")?.flatten() {
+                let name = entry.file_name();
+                let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                    continue;
+                };
+                let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+                    continue;
+                };
+                let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+                if groups.contains(&format!("{below}/")) && line.starts_with(b"/bin/testserver") {
+                    pids.push(pid);
+                }
+            }
+            pids.sort_unstable();
+            found.insert(node.clone(), pids);
+        }
+        Ok(found)
     }
 
     /// Makes a namespace of that name.

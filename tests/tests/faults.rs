@@ -2,7 +2,6 @@
 //! nothing acknowledged is lost, the service answers, all converges.
 #![allow(clippy::print_stdout, reason = "a test reports")]
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,31 +35,6 @@ fn prepare(f: &Fixture) -> Result<Verdict> {
     f.kubectl_with(&["apply", "-n", NS, "-f", "-"], &web("web", 6, "x"))?.success()?;
     f.wait_ready(NS, "app=web", 6)?;
     Ok(Verdict::Passed)
-}
-
-/// PIDs of the test servers of every node, as the machine sees them.
-fn servers(f: &Fixture) -> Result<BTreeMap<String, Vec<u32>>> {
-    let mut found = BTreeMap::new();
-    for node in &f.lab.nodes {
-        let below = f.lab.addresses().cgroup(node);
-        let mut pids = Vec::new();
-        for entry in std::fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
-            else {
-                continue;
-            };
-            let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-                continue;
-            };
-            let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-            if groups.contains(&format!("{below}/")) && line.starts_with(b"/bin/testserver") {
-                pids.push(pid);
-            }
-        }
-        pids.sort_unstable();
-        found.insert(node.clone(), pids);
-    }
-    Ok(found)
 }
 
 /// Constant load on the cluster: requests to a node port, and ConfigMaps whose creation was acknowledged.
@@ -106,7 +80,7 @@ impl Load {
 }
 
 fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
-    let before = servers(f)?;
+    let before = f.servers()?;
     ensure!(before.values().map(Vec::len).sum::<usize>() == 6, "not six servers: {before:?}");
     let prefix = format!("cm-{}", targets.join("-").replace('/', "-"));
     let load = Load::start(f, &prefix, "node2")?;
@@ -128,7 +102,7 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
     f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=6"])?;
     f.wait_ready(NS, "app=web", 6)?;
     wait_for("scaled-down servers to go", CONVERGE, || {
-        let after = servers(f)?;
+        let after = f.servers()?;
         let count: usize = after.values().map(Vec::len).sum();
         ensure!(count == 6, "{after:?}");
         Ok(())
@@ -155,7 +129,7 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
         .collect();
     ensure!(restarted.is_empty(), "restarted: {restarted:?}");
     // One may have been the seventh's victim; the others must be the same processes.
-    let after = servers(f)?;
+    let after = f.servers()?;
     let kept: usize = before
         .iter()
         .map(|(node, pids)| pids.iter().filter(|pid| after[node].contains(pid)).count())

@@ -51,7 +51,7 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
 ];
 
 fn main() -> ExitCode {
-    run_suite_on("masters", Shape { nodes: 2, masters: 2, etcds: 3 }, SCENARIOS)
+    run_suite_on("masters", Shape { nodes: 2, masters: 2, etcds: 3, arguments: &[] }, SCENARIOS)
 }
 
 /// kubectl at one master, whatever comes of it.
