@@ -2,6 +2,8 @@
 //! nothing less than both is.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../store/tests/real_etcd/mod.rs"]
+mod real_etcd;
 mod running;
 
 use std::fs;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use real_etcd::RealEtcd;
 use running::{DEADLINE, Master, controlplane, free_port, told};
 
 fn refused(mut command: Command) -> String {
@@ -53,9 +56,13 @@ struct Cluster {
 impl Cluster {
     /// A running master with a Secret.
     fn start(dir: PathBuf) -> (Self, Master) {
+        Self::start_with(dir, &[])
+    }
+
+    fn start_with(dir: PathBuf, further: &[&str]) -> (Self, Master) {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let port = free_port();
-        let master = Master::start(&dir, &port);
+        let master = Master::start(&dir, &port, further);
         let token = json(controlplane(&dir, &["token", "create"]));
         let mut parts = token["token"].as_str().unwrap().split('.').map(str::to_owned);
         let (token_id, secret) = (parts.next().unwrap(), parts.next().unwrap());
@@ -127,7 +134,7 @@ fn a_snapshot_and_the_cluster_secret_are_the_whole_cluster() {
     });
     assert!(restored["revision"].as_i64() > online["revision"].as_i64().map(|r| r + 999_999_999));
 
-    let mut master = Master::start(&second.dir, &second.port);
+    let mut master = Master::start(&second.dir, &second.port, &[]);
     let list = told(controlplane(&second.dir, &["token", "list"]).output().unwrap());
     assert!(list.contains(&second.token_id), "{list}");
     assert_eq!(fs::read_to_string(second.dir.join("pki/ca.crt")).unwrap(), ca);
@@ -168,7 +175,7 @@ fn a_damaged_snapshot_is_refused_by_name_and_offset() {
     let mut restore = cluster.snapshot("restore", &bad);
     restore.arg("--force");
     assert!(refused(restore).contains("damaged at offset"));
-    let master = Master::start(&cluster.dir, &cluster.port);
+    let master = Master::start(&cluster.dir, &cluster.port, &[]);
     drop(master);
 }
 
@@ -191,9 +198,54 @@ fn a_rotation_reaches_every_secret() {
     }
     cluster.secret_is_in_no_file();
     assert!(master.terminate());
-    let mut master = Master::start(&cluster.dir, &cluster.port);
+    let mut master = Master::start(&cluster.dir, &cluster.port, &[]);
     let list = told(controlplane(&cluster.dir, &["token", "list"]).output().unwrap());
     assert!(list.contains(&cluster.token_id), "{list}");
     cluster.secret_is_in_no_file();
     assert!(master.terminate());
+}
+
+#[test]
+fn masters_on_one_etcd_share_the_cluster_secret_and_nothing_stands_there_plain() {
+    if !RealEtcd::is_here() {
+        return;
+    }
+    let (temporary, etcd) = (tempfile::tempdir().unwrap(), RealEtcd::start(1));
+    let endpoints = etcd.endpoints().join(",");
+    let datastore = ["--datastore-endpoints", &endpoints];
+    let (first, _master) = Cluster::start_with(temporary.path().join("first"), &datastore);
+    let texts = first.secret.clone();
+    let texts = [&*texts[0], &*texts[1]];
+    assert!(holding(etcd.dir(), &texts).is_empty());
+    assert!(!holding(etcd.dir(), &["kube-system"]).is_empty(), "the search finds what is there");
+
+    let second = Cluster { dir: temporary.path().join("second"), port: free_port(), ..first };
+    let secret = temporary.path().join("first/cluster-secret");
+    let run = ["run", "--bind-address", "127.0.0.1", "--secure-port", &second.port];
+    let mut without = controlplane(&second.dir, &run);
+    let error = refused({
+        without.args(datastore);
+        without
+    });
+    assert!(error.contains("second/cluster-secret is missing"), "{error}");
+    assert!(!second.dir.join("cluster-secret").exists());
+    let further = [&datastore[..], &["--cluster-secret-file", secret.to_str().unwrap()]].concat();
+    let _second = Master::start(&second.dir, &second.port, &further);
+    let list = told(controlplane(&second.dir, &["token", "list"]).output().unwrap());
+    assert!(list.contains(&second.token_id), "{list}");
+    let mut rotate = controlplane(&second.dir, &["encryption", "rotate"]);
+    told(rotate.arg("--cluster-secret-file").arg(&secret).output().unwrap());
+    let file = temporary.path().join("etcd.snapshot");
+    json(second.snapshot("save", &file));
+    assert!(holding(etcd.dir(), &texts).is_empty());
+
+    let third = Cluster { dir: temporary.path().join("third"), port: free_port(), ..second };
+    let mut restore = third.snapshot("restore", &file);
+    json({
+        restore.arg("--cluster-secret-file").arg(&secret);
+        restore
+    });
+    let _third = Master::start(&third.dir, &third.port, &[]);
+    let list = told(controlplane(&third.dir, &["token", "list"]).output().unwrap());
+    assert!(list.contains(&third.token_id), "{list}");
 }

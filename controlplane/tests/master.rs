@@ -9,7 +9,7 @@ use running::{Master, controlplane, free_port, told};
 fn a_master_survives_a_kill_and_ends_well() {
     let dir = tempfile::tempdir().unwrap();
     let (dir, port) = (dir.path().join("data"), free_port());
-    let mut master = Master::start(&dir, &port);
+    let mut master = Master::start(&dir, &port, &[]);
     let create = ["token", "create", "--uses", "2", "--output", "json"];
     let token = told(controlplane(&dir, &create).output().unwrap());
     let token: serde_json::Value = serde_json::from_str(&token).unwrap();
@@ -27,7 +27,7 @@ fn a_master_survives_a_kill_and_ends_well() {
 
     master.0.kill().unwrap();
     master.0.wait().unwrap();
-    let mut master = Master::start(&dir, &port);
+    let mut master = Master::start(&dir, &port, &[]);
     let list = told(controlplane(&dir, &["token", "list"]).output().unwrap());
     let line = list.lines().find(|line| line.starts_with(id)).unwrap();
     assert!(line.contains("valid") && line.contains(" 2"), "{line}");

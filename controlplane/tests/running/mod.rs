@@ -30,9 +30,10 @@ impl Drop for Master {
 }
 
 impl Master {
-    pub(crate) fn start(dir: &Path, port: &str) -> Self {
+    pub(crate) fn start(dir: &Path, port: &str, further: &[&str]) -> Self {
         let arguments = ["run", "--bind-address", "127.0.0.1", "--secure-port", port];
-        let child = controlplane(dir, &arguments).stderr(Stdio::null()).spawn().unwrap();
+        let mut command = controlplane(dir, &arguments);
+        let child = command.args(further).stderr(Stdio::null()).spawn().unwrap();
         let mut master = Self(child);
         let begin = Instant::now();
         loop {

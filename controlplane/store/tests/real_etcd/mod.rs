@@ -129,6 +129,11 @@ impl RealEtcd {
         found.stdout
     }
 
+    /// Where its members keep their data.
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| self.client_url(member)).collect()
     }
