@@ -3,6 +3,8 @@
 
 pub(crate) mod embedded;
 pub(crate) mod etcd;
+pub(crate) mod flight;
+mod pipeline;
 mod queue;
 mod recovery;
 mod speculation;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::backend::flight::Progress;
 use crate::lease::LeaseStatus;
 use crate::revision::{Event, Revision};
 use crate::seal::Seal;
@@ -101,6 +104,16 @@ impl Published {
         };
         // Freed outside of the lock.
         drop(old);
+    }
+
+    /// Brings what is read up to what became durable, in place as far as no reader holds it.
+    pub(crate) fn advance(&self, events: &[Arc<Event>], progress: &Progress) {
+        let forgotten = {
+            let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+            current.follow(events, progress)
+        };
+        // Freed outside of the lock.
+        drop(forgotten);
     }
 
     /// Tells the watchers, and whoever seals values, what was published.

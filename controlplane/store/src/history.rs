@@ -51,12 +51,20 @@ impl History {
 
     /// Forgets every change up to `revision`.
     pub(crate) fn compact(&mut self, revision: Revision) {
+        drop(self.forget(revision));
+    }
+
+    /// Forgets every change up to `revision`, and returns them.
+    pub(crate) fn forget(&mut self, revision: Revision) -> Vec<Arc<Event>> {
+        let mut forgotten = Vec::new();
         while self.events.front().is_some_and(|event| event.revision <= revision) {
             if let Some(event) = self.events.pop_front() {
                 self.bytes -= event.cost_bytes();
+                forgotten.push(event);
             }
         }
         self.compacted = self.compacted.max(revision);
+        forgotten
     }
 
     /// Forgets whole revisions, oldest first, until the window is small and young enough.

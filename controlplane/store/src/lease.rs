@@ -9,6 +9,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 
 use crate::revision::Event;
+use crate::state::Snapshot;
 use crate::txn::WriteError;
 
 /// The shortest lease in seconds; less is asked for and this is granted, as by an etcd with its default timing.
@@ -123,6 +124,19 @@ impl Leases {
     pub(crate) fn attach(&mut self, id: i64, key: Bytes) {
         if let Some(lease) = self.all.get_mut(&id) {
             lease.keys.insert(key);
+        }
+    }
+
+    /// Goes back to the leases of this state. Those that go on keep their time.
+    pub(crate) fn return_to(&mut self, state: &Snapshot, now: Instant) {
+        let before = std::mem::take(self);
+        for (id, ttl_seconds) in &state.leases {
+            let granted = Duration::from_secs(*ttl_seconds);
+            let begun = before.all.get(id).and_then(|lease| lease.expires.checked_sub(granted));
+            self.grant(*id, granted, begun.unwrap_or(now));
+        }
+        for entry in state.map.values().filter(|entry| entry.lease != 0) {
+            self.attach(entry.lease, entry.key.clone());
         }
     }
 

@@ -2,16 +2,20 @@
 //! sequences and bytes; what they mean is [`Replay`]'s.
 //!
 //! The folder holds `log-<first sequence>` and `checkpoint-<last sequence>` (16 hex digits). Recovery loads the oldest checkpoint
-//! (none where the first segment is still there) and replays every record behind it, so that the history comes back with the state. A checkpoint is the base as soon as the history
+//! (none where the first segment is still there) and replays every record behind it, so that the history comes back with the state.
+//! A checkpoint is the base as soon as the history
 //! begins behind it; then older checkpoints go, and after them the segments that only they needed. In this order: a crash in
 //! between leaves too much, never too little.
 
+pub(crate) mod appender;
 pub(crate) mod checkpoint;
+pub(crate) mod chore;
 pub(crate) mod disk;
 pub(crate) mod dump;
 pub(crate) mod faulty;
 pub(crate) mod payload;
 pub(crate) mod record;
+pub(crate) mod recover;
 pub(crate) mod segment;
 
 use std::collections::hash_map::RandomState;
@@ -19,23 +23,27 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::backend::Written;
+use crate::log::appender::Appender;
 use crate::log::checkpoint::CheckpointInfo;
+use crate::log::chore::{Chore, Done};
 use crate::log::disk::Disk;
 use crate::log::payload::{RawEntry, Reader};
-use crate::log::record::{FORMAT_VERSION, Header, Kind};
-use crate::log::segment::{SegmentInfo, Tail};
+use crate::log::record::FORMAT_VERSION;
+use crate::log::segment::{Growth, NewSegment, Place, SegmentInfo, Tail};
 use crate::revision::Revision;
 use crate::seal::SealError;
 
-/// The batch's buffer is given back above this size.
-const BATCH_BYTES_KEPT: usize = 256 << 10;
+/// A checkpoint of a large state waits for so much more log than the state has, at most.
+const CHECKPOINT_DELAY_BYTES_MAX: u64 = 128 << 20;
 
 /// The sizes of the log's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSizes {
-    /// What a segment is allocated with: small beside a device's disk, large beside a batch.
+    /// What a segment is made with: small beside a device's disk, large beside a batch. It grows while segments are filled
+    /// fast.
     pub segment_bytes: u64,
     /// So much log is worth a checkpoint, however small the state is.
     pub checkpoint_bytes_min: u64,
@@ -43,7 +51,7 @@ pub struct LogSizes {
 
 impl Default for LogSizes {
     fn default() -> Self {
-        Self { segment_bytes: 4 << 20, checkpoint_bytes_min: 8 << 20 }
+        Self { segment_bytes: 4 << 20, checkpoint_bytes_min: 32 << 20 }
     }
 }
 
@@ -91,6 +99,14 @@ pub enum OpenError {
         /// Why.
         source: SealError,
     },
+    /// A real etcd cluster is the log, and it can't be used.
+    #[error("the datastore at {endpoints}: {reason}")]
+    Datastore {
+        /// Its endpoints.
+        endpoints: String,
+        /// Why.
+        reason: String,
+    },
     /// Written by a newer program.
     #[error("{file} has format version {version}; this program reads up to {supported}")]
     Newer {
@@ -100,14 +116,6 @@ pub enum OpenError {
         version: u8,
         /// What this program reads.
         supported: u8,
-    },
-    /// A real etcd cluster is the log, and it can't be used.
-    #[error("the datastore at {endpoints}: {reason}")]
-    Datastore {
-        /// Its endpoints.
-        endpoints: String,
-        /// Why.
-        reason: String,
     },
 }
 
@@ -175,7 +183,7 @@ impl Counters {
     }
 }
 
-/// The log of one store.
+/// The files of one store's log.
 #[derive(Debug)]
 pub(crate) struct Log {
     disk: Arc<dyn Disk>,
@@ -187,11 +195,22 @@ pub(crate) struct Log {
     /// Oldest first.
     checkpoints: Vec<CheckpointInfo>,
     tail: Option<Tail>,
-    next_sequence: u64,
-    /// Everything up to here is flushed.
-    durable: u64,
-    batch: Vec<u8>,
+    /// The file that is to become the next segment.
+    spare: Spare,
+    growth: Growth,
     bytes_since_checkpoint: u64,
+    /// The next try waits for the next checkpoint.
+    removal_failed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    None,
+    Making,
+    /// It has this size.
+    Made(u64),
+    /// It is being made the segment.
+    InUse,
 }
 
 impl Log {
@@ -201,7 +220,7 @@ impl Log {
         counters: Arc<Counters>,
         sizes: LogSizes,
         replay: &mut dyn Replay,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<(Self, Appender), OpenError> {
         let names = disk.names().map_err(OpenError::io("the store's folder", "listed"))?;
         // What a killed process made, renamed and removed may not be durable yet; what follows relies on it.
         disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
@@ -212,89 +231,109 @@ impl Log {
         let first = segment::first_sequence(&names);
         let (checkpoints, base) = checkpoint::load(&*disk, &names, first, replay)?;
         let base = base.unwrap_or(CheckpointInfo { sequence: 0, revision: 0 });
-        let recovered = segment::recover(&*disk, &names, base, replay)?;
+        let recovered = recover::recover(&*disk, &names, base, replay)?;
         // A file that recovery removed must not come back between later ones.
         disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
         let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);
         let random = RandomState::new().build_hasher().finish();
-        Ok(Self {
-            salt: recovered.salt.unwrap_or((random >> 32) as u32),
-            bytes_since_checkpoint: later.count() as u64 * sizes.segment_bytes,
+        let salt = recovered.salt.unwrap_or((random >> 32) as u32);
+        let durable = Arc::new(AtomicU64::new(recovered.last_sequence));
+        let log = Self {
+            salt,
+            bytes_since_checkpoint: later.map(|segment| segment.bytes).sum(),
             segments: recovered.segments,
             checkpoints,
             tail: recovered.tail,
-            next_sequence: recovered.last_sequence + 1,
-            durable: recovered.last_sequence,
-            batch: Vec::new(),
+            spare: Spare::None,
+            removal_failed: false,
+            growth: Growth::new(sizes.segment_bytes),
             disk,
             counters,
             sizes,
-        })
-    }
-
-    /// Adds a change to the batch.
-    pub(crate) fn append(&mut self, revision: Revision, write: impl FnOnce(&mut Vec<u8>)) {
-        let (sequence, durable) = (self.next_sequence, self.durable);
-        let header = Header { kind: Kind::Change, sequence, durable, revision };
-        record::encode(&mut self.batch, self.salt, header, write);
-        self.next_sequence += 1;
-    }
-
-    pub(crate) fn batch_bytes(&self) -> usize {
-        self.batch.len()
-    }
-
-    /// Writes and flushes the batch. After an error the log must not be used.
-    pub(crate) fn flush(&mut self) -> Result<(), LogError> {
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let bytes = self.batch.len() as u64;
-        let tail = match &mut self.tail {
-            Some(tail) if tail.room() >= bytes => tail,
-            _ => {
-                let first_sequence = self.durable + 1;
-                // An empty segment that is too small is replaced by one of the same name.
-                self.segments.pop_if(|last| last.first_sequence == first_sequence);
-                let (info, tail) = segment::create(
-                    &*self.disk,
-                    first_sequence,
-                    self.salt,
-                    self.sizes.segment_bytes.max(bytes),
-                )?;
-                self.counters.wrote(record::FILE_HEAD_BYTES);
-                self.segments.push(info);
-                self.tail.insert(tail)
-            }
         };
-        tail.append(&self.batch)?;
-        self.counters.wrote(self.batch.len());
-        Counters::count(&self.counters.flushes);
-        self.durable = self.next_sequence - 1;
-        self.bytes_since_checkpoint += bytes;
-        self.batch.clear();
-        self.batch.shrink_to(BATCH_BYTES_KEPT);
-        Ok(())
+        Ok((log, Appender::new(salt, durable)))
     }
 
-    pub(crate) fn durable(&self) -> u64 {
-        self.durable
+    /// Whether the last segment has room for so many bytes.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.tail.as_ref().is_some_and(|tail| tail.room() >= bytes)
+    }
+
+    /// Gives out the next bytes of the last segment. `None`: it has no room.
+    pub(crate) fn place(&mut self, bytes: u64) -> Option<Result<Place, LogError>> {
+        let tail = self.tail.as_mut().filter(|tail| tail.room() >= bytes)?;
+        self.bytes_since_checkpoint += bytes;
+        Some(tail.place(&*self.disk, bytes))
+    }
+
+    /// Takes the file of a place back, for the next one.
+    pub(crate) fn give_back(&mut self, place: Place) {
+        if let Some(tail) = &mut self.tail {
+            tail.give_back(place);
+        }
+    }
+
+    /// What a new segment is made of, whose first record is this one. Everything before must be durable when it is made.
+    pub(crate) fn plan_segment(&mut self, first_sequence: u64, bytes: u64) -> NewSegment {
+        let wanted = self.growth.size.max(bytes);
+        let spare = match self.spare {
+            Spare::Made(size) if size >= bytes => Some(size),
+            _ => None,
+        };
+        if spare.is_some() {
+            self.spare = Spare::InUse;
+        }
+        let (disk, salt) = (self.disk.clone(), self.salt);
+        NewSegment { disk, salt, first_sequence, bytes: spare.unwrap_or(wanted), spare }
+    }
+
+    /// Goes on in a new segment.
+    pub(crate) fn go_on_in(&mut self, info: SegmentInfo, tail: Tail) {
+        self.counters.wrote(record::FILE_HEAD_BYTES);
+        self.growth.made(Instant::now());
+        // An empty segment that was too small has been replaced by one of the same name.
+        self.segments.pop_if(|last| last.first_sequence == info.first_sequence);
+        self.segments.push(info);
+        self.tail = Some(tail);
+    }
+
+    /// The new segment was made, or could not be.
+    pub(crate) fn segment_tried(&mut self) {
+        if self.spare == Spare::InUse {
+            self.spare = Spare::None;
+        }
+    }
+
+    /// Takes back what was given out from this offset of this file on: nothing of it is to be found there.
+    pub(crate) fn take_back(&mut self, place: &Place) {
+        if let Some(tail) = &mut self.tail {
+            tail.take_back(place);
+        }
+    }
+
+    /// Makes sure that nothing is found of what was taken back.
+    pub(crate) fn cut(&mut self) -> Result<(), LogError> {
+        self.tail.as_mut().map_or(Ok(()), Tail::cut)
     }
 
     pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
-    pub(crate) fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+    /// Whether the log has outgrown the state: then a checkpoint of it up to `sequence` is worth writing.
+    pub(crate) fn wants_checkpoint(&self, sequence: u64, state_bytes: usize) -> bool {
+        let state_bytes = state_bytes as u64;
+        // Twice the state halves what checkpoints cost; recovery of a large one must not take twice as long for it.
+        let worth = (2 * state_bytes).min(state_bytes + CHECKPOINT_DELAY_BYTES_MAX);
+        self.has_checkpoint_to_write(sequence)
+            && self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(worth)
     }
 
-    /// Whether the log has outgrown the state: then a checkpoint at most doubles what is written.
-    pub(crate) fn wants_checkpoint(&self, state_bytes: usize) -> bool {
+    /// Whether there is more up to `sequence` than in the newest checkpoint.
+    pub(crate) fn has_checkpoint_to_write(&self, sequence: u64) -> bool {
         let newest = self.checkpoints.last().map_or(0, |newest| newest.sequence);
-        self.durable > newest
-            && self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(state_bytes as u64)
+        sequence > newest
     }
 
     /// The next checkpoint is due only after as much log again, whatever becomes of this one.
@@ -304,45 +343,56 @@ impl Log {
 
     pub(crate) fn checkpoint_finished(&mut self, info: CheckpointInfo) {
         self.checkpoints.push(info);
+        self.removal_failed = false;
     }
 
-    /// Removes what recovery no longer needs when the history begins behind `compacted`.
-    pub(crate) fn remove_unneeded(&mut self, compacted: Revision) -> Result<(), LogError> {
+    /// What is to be done beside the writing, when the history begins behind `compacted`. It is said once.
+    pub(crate) fn plan_chore(&mut self, compacted: Revision) -> Option<Chore> {
+        let disk = self.disk.clone();
         let base = self.checkpoints.iter().rposition(|info| info.revision <= compacted);
-        let Some(base) = base.filter(|base| *base > 0 || self.has_unneeded_segment()) else {
-            return Ok(());
-        };
-        // What could not be removed stays in the lists, since recovery will find it too.
-        for _ in 0..base {
-            remove(&*self.disk, &self.checkpoints[0].name())?;
-            self.checkpoints.remove(0);
-        }
-        sync_names(&*self.disk)?;
-        while self.has_unneeded_segment() {
-            let oldest = self.segments[0];
-            remove(&*self.disk, &oldest.name())?;
-            // Whoever finds the first segment takes the log for whole.
-            if oldest.is_first() {
-                sync_names(&*self.disk)?;
+        let base = base.filter(|base| *base > 0 || self.has_unneeded_segment());
+        if let Some(base) = base.filter(|_| !self.removal_failed) {
+            let checkpoints = self.checkpoints.drain(..base).collect();
+            let mut segments = Vec::new();
+            while self.has_unneeded_segment() {
+                segments.push(self.segments.remove(0));
             }
-            self.segments.remove(0);
+            let bytes_min = (self.spare == Spare::None).then_some(self.growth.size);
+            if bytes_min.is_some() {
+                self.spare = Spare::Making;
+            }
+            return Some(Chore::Remove { disk, checkpoints, segments, bytes_min });
         }
-        Ok(())
+        let half_full = self.tail.as_ref().is_some_and(Tail::is_half_full);
+        if self.spare != Spare::None || !half_full {
+            return None;
+        }
+        self.spare = Spare::Making;
+        let (counters, bytes) = (self.counters.clone(), self.growth.size);
+        Some(Chore::MakeSpare { disk, counters, bytes })
+    }
+
+    /// Learns what a chore came to.
+    pub(crate) fn chore_done(&mut self, done: Done) {
+        match done {
+            Done::Spare(size) => self.spare = size.map_or(Spare::None, Spare::Made),
+            Done::Removed { spare, checkpoints, segments } => {
+                self.spare = match spare {
+                    Some(size) => Spare::Made(size),
+                    None if self.spare == Spare::Making => Spare::None,
+                    None => self.spare,
+                };
+                self.removal_failed = !checkpoints.is_empty() || !segments.is_empty();
+                // What could not be removed stays in the lists, since recovery will find it too.
+                self.checkpoints.splice(..0, checkpoints);
+                self.segments.splice(..0, segments);
+            }
+        }
     }
 
     fn has_unneeded_segment(&self) -> bool {
         let base = self.checkpoints.first().map_or(0, |info| info.sequence);
         self.segments.get(1).is_some_and(|second| second.first_sequence <= base + 1)
-    }
-}
-
-fn remove(disk: &dyn Disk, name: &str) -> Result<(), LogError> {
-    match disk.remove(name) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(LogError { file: name.to_owned(), source })
-        }
-        // Gone by an earlier try.
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdMap;
 
+use crate::backend::flight::Progress;
 use crate::history::History;
 use crate::revision::{Entry, Event, Extract, Revision};
 use crate::txn::{
@@ -63,7 +64,10 @@ impl Snapshot {
     /// Makes an entry the one of its key, and returns the one before.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         self.bytes += entry.key.len() + entry.value.len();
-        let before = self.map.insert(entry.key.clone(), entry);
+        let before = match self.map.get_mut(&entry.key) {
+            Some(own) => Some(std::mem::replace(own, entry)),
+            None => self.map.insert(entry.key.clone(), entry),
+        };
         self.bytes -= before.as_ref().map_or(0, |before| before.key.len() + before.value.len());
         before
     }
@@ -72,6 +76,22 @@ impl Snapshot {
         let before = self.map.remove(key);
         self.bytes -= before.as_ref().map_or(0, |before| before.key.len() + before.value.len());
         before
+    }
+
+    /// Goes where another copy of this state went, and returns what is forgotten.
+    pub(crate) fn follow(&mut self, events: &[Arc<Event>], progress: &Progress) -> Vec<Arc<Event>> {
+        for event in events {
+            match &event.after {
+                Some(after) => drop(self.insert(after.clone())),
+                None => drop(self.remove(event.key())),
+            }
+            self.history.push(event.clone());
+        }
+        self.revision = progress.revision;
+        if let Some(leases) = &progress.leases {
+            self.leases.clone_from(leases);
+        }
+        self.history.forget(progress.compacted)
     }
 
     /// Takes back the last transaction that changed something.

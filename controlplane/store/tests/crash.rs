@@ -135,6 +135,123 @@ async fn no_power_cut_at_any_sync_point_loses_or_invents_anything() {
     assert!(images_seen > 250, "{images_seen} images");
 }
 
+/// Writers that don't wait for each other, on a disk whose syncs take their time: several batches are on their way at once. Returns what
+/// was done at which revision.
+async fn crowd(disk: &FaultyDisk, seed: u64) -> BTreeMap<i64, Txn> {
+    let store = open(disk).unwrap();
+    disk.set_sync_takes(Duration::from_micros(400));
+    let highest = Arc::new(std::sync::Mutex::new(0));
+    let writer = |at: u64| {
+        let (store, disk, highest) = (store.clone(), disk.clone(), highest.clone());
+        tokio::spawn(async move {
+            let (mut random, mut done) = (Random(seed * 1000 + at), Vec::new());
+            for _ in 0..6 {
+                let txn = random_txn(&mut random);
+                let result = store.txn(txn.clone()).await.unwrap();
+                let mut highest = highest.lock().unwrap();
+                *highest = i64::max(*highest, result.revision);
+                disk.mark(highest.cast_unsigned());
+                drop(highest);
+                done.push((result, txn));
+            }
+            done
+        })
+    };
+    let writers: Vec<_> = (0..24).map(writer).collect();
+    let mut all = BTreeMap::new();
+    for writer in writers {
+        for (result, txn) in writer.await.unwrap() {
+            let changed = result.responses.iter().any(|response| match response {
+                store::OpResult::Delete { deleted } => !deleted.is_empty(),
+                _ => true,
+            });
+            if changed {
+                assert!(all.insert(result.revision, txn).is_none(), "a revision used twice");
+            }
+        }
+    }
+    store.close().await;
+    all
+}
+
+#[tokio::test]
+async fn no_power_cut_with_several_flushes_in_flight_loses_or_invents_anything() {
+    let (mut images_seen, mut in_flight_at_once) = (0, 0);
+    for seed in 0..4 {
+        let (disk, mut random) = (FaultyDisk::new(), Random(seed));
+        disk.record_images();
+        let done = crowd(&disk, seed).await;
+        let mut pure = Pure::new();
+        for (revision, txn) in done {
+            assert_eq!(pure.txn(&txn).unwrap().revision, revision);
+        }
+        for image in disk.take_images() {
+            images_seen += 1;
+            in_flight_at_once = in_flight_at_once.max(image.unsynced_writes());
+            for lost_of_four in [0, 1, 2, 3, 4] {
+                let cut = image.power_cut(&mut || random.below(4) < lost_of_four);
+                let store = open(&cut).unwrap();
+                check(&store, &pure, image.mark.cast_signed()).await;
+                let revision = store.revision();
+                store.txn(Txn::of(vec![Op::put("/after", "1")])).await.unwrap();
+                let expected = contents(&store);
+                store.close().await;
+                let store = open(&cut).unwrap();
+                assert_eq!((store.revision(), contents(&store)), (revision + 1, expected));
+                store.close().await;
+            }
+        }
+    }
+    assert!(images_seen > 60, "{images_seen} images");
+    assert!(in_flight_at_once > 1, "never more than one write was on its way");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    disk.set_sync_takes(Duration::from_micros(200));
+    let lease = store.lease_grant(0, 3600).await.unwrap();
+    let leased = Op::Put { key: "/leased".into(), value: "1".into(), lease };
+    store.txn(Txn::of(vec![leased])).await.unwrap();
+    let mut expected = contents(&store);
+    for round in 0..6 {
+        disk.set_full(true);
+        let write = |at: u64| {
+            let store = store.clone();
+            let (key, value) = (format!("/k/{round}/{at}"), vec![b'x'; 400]);
+            tokio::spawn(async move {
+                (key.clone(), store.txn(Txn::of(vec![Op::put(key, value)])).await)
+            })
+        };
+        let mut refused = 0;
+        let writes: Vec<_> = (0..30).map(write).collect();
+        for write in writes {
+            match write.await.unwrap() {
+                (key, Ok(_)) => drop(expected.insert(key, 400)),
+                (_, Err(error)) => {
+                    assert!(matches!(error, WriteError::Refused { .. }), "{error}");
+                    assert!(error.to_string().contains("log-"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0, "segments of 2 KiB");
+        // Reads go on, of what was acknowledged and nothing else.
+        assert_eq!(contents(&store), expected);
+        let revision = store.revision();
+        disk.set_full(false);
+        let written =
+            store.txn(Txn::of(vec![Op::put(format!("/room/{round}"), "1")])).await.unwrap();
+        assert_eq!(written.revision, revision + 1);
+        expected.insert(format!("/room/{round}"), 1);
+    }
+    assert_eq!(store.lease_time_to_live(lease).await.unwrap().keys, ["/leased"]);
+    store.close().await;
+    let store = open(&disk).unwrap();
+    assert_eq!(contents(&store), expected);
+}
+
 #[tokio::test]
 async fn a_second_power_cut_during_recovery_changes_nothing() {
     let mut random = Random(99);

@@ -4,6 +4,7 @@
 pub mod containers;
 pub mod memory;
 pub mod pods;
+pub mod store;
 
 use std::fmt;
 use std::time::Duration;

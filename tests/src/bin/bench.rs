@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use tests::bench::{Table, containers, memory, pods};
+use tests::bench::{Table, containers, memory, pods, store};
 use tests::lab::{Lab, UpOptions};
 
 /// Figures of this build on this machine.
@@ -31,9 +31,23 @@ enum What {
     Pods,
     /// Container create and start through the monitor, beside `runc run`.
     Containers,
+    /// Durable writes, recovery, memory and snapshots of the store, beside what the device gives.
+    Store,
 }
 
 fn main() -> ExitCode {
+    if let Some(opened) = store::million::open_if_asked() {
+        return match opened {
+            Ok(figures) => {
+                println!("{figures}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("bench: {error:?}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let cli = Cli::parse();
     match measure(&cli) {
         Ok(table) => {
@@ -55,6 +69,9 @@ fn measure(cli: &Cli) -> Result<Table> {
     let wanted = |what| cli.what.is_empty() || cli.what.contains(&what);
     let bin_dir = std::env::current_exe()?.parent().context("no folder")?.to_path_buf();
     let mut table = Table::default();
+    if wanted(What::Store) {
+        store::measure(&cli.dir.join("store"), &mut table)?;
+    }
     if wanted(What::Containers) {
         containers::measure(&bin_dir, &mut table)?;
     }

@@ -1,35 +1,31 @@
-//! Owns the embedded backend: one committer thread that evaluates waiting commands in order ahead of the disk, writes what they
-//! changed as one batch, flushes once, and only then publishes, notifies and answers. After a failed write it refuses further
-//! ones: what the disk holds is not known, and it never guesses.
+//! Owns the embedded backend: one committer thread that evaluates waiting commands in order ahead of the disk and gives what they changed to
+//! the pipeline, batch by batch.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::backend::flight::{Batch, refuse};
+use crate::backend::pipeline::Pipeline;
 use crate::backend::queue::{Queue, Taken};
 use crate::backend::recovery::Recovery;
 use crate::backend::speculation::{Answer, Speculation};
 use crate::backend::{Backend, Command, Published, Reply, Written};
-use crate::log::checkpoint::{self, CheckpointInfo, Contents};
+use crate::log::appender::Appender;
 use crate::log::disk::Disk;
-use crate::log::dump::Dump;
-use crate::log::{Counters, Log, LogError, OpenError};
+use crate::log::{Counters, Log, OpenError};
 use crate::txn::WriteError;
 use crate::{Config, KEY_BYTES_MAX};
 
 /// One batch takes no further command above this size, so that the first of a long queue does not wait for all.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+const BATCH_BYTES_MAX: usize = 128 << 10;
+/// After two commands were seen at once, so many batches are not written by the committer itself.
+const CROWDED_BATCHES: u32 = 64;
 
-enum Item {
-    Command(Command, OwnedSemaphorePermit),
-    Checkpoint(Reply<()>),
-    Checkpointed(Result<CheckpointInfo, LogError>),
-}
+type Item = (Command, OwnedSemaphorePermit);
 
 #[derive(Debug, Default)]
 struct Closing {
@@ -42,6 +38,7 @@ pub(crate) struct Embedded {
     queue: Arc<Queue<Item>>,
     closing: Arc<Mutex<Closing>>,
     counters: Arc<Counters>,
+    pipeline: Weak<Pipeline>,
 }
 
 impl fmt::Debug for Embedded {
@@ -53,11 +50,14 @@ impl fmt::Debug for Embedded {
 impl Backend for Embedded {
     fn submit(&self, command: Command, permit: OwnedSemaphorePermit) {
         // A closed queue drops the reply, which is the answer.
-        drop(self.queue.push(Item::Command(command, permit)));
+        drop(self.queue.push((command, permit)));
     }
 
     fn checkpoint(&self, reply: Reply<()>) {
-        drop(self.queue.push(Item::Checkpoint(reply)));
+        // A closed store drops the reply, which is the answer.
+        if let Some(pipeline) = self.pipeline.upgrade() {
+            pipeline.ask_checkpoint(reply);
+        }
     }
 
     fn close(&self) -> oneshot::Receiver<()> {
@@ -82,20 +82,22 @@ pub(crate) fn open(
 ) -> Result<(Arc<Published>, Embedded), OpenError> {
     let counters = Arc::new(Counters::default());
     let mut recovery = Recovery::new(&config, Instant::now());
-    let log = Log::open(disk, counters.clone(), config.log_sizes, &mut recovery)?;
+    let (log, appender) = Log::open(disk, counters.clone(), config.log_sizes, &mut recovery)?;
     let (snapshot, leases, reserved) = recovery.finish()?;
     let published = Arc::new(Published::new(snapshot.clone(), config.seal.clone()));
+    let durable = appender.durable().clone();
+    let pipeline = Pipeline::new(log, published.clone(), durable, counters.clone(), reserved);
+    let own = Arc::downgrade(&pipeline);
     let queue = Arc::new(Queue::new());
     let closing = Arc::new(Mutex::new(Closing::default()));
     let committer = Committer {
         queue: queue.clone(),
         published: published.clone(),
-        log,
+        pipeline,
+        appender,
         speculation: Speculation::new(snapshot, leases, reserved, config),
-        failed: None,
-        checkpoint: None,
-        checkpoint_asked: Vec::new(),
-        stop: Arc::new(AtomicBool::new(false)),
+        refusing: false,
+        crowded: 0,
     };
     let on_exit =
         OnExit { queue: queue.clone(), published: published.clone(), closing: closing.clone() };
@@ -106,7 +108,7 @@ pub(crate) fn open(
     });
     // The thread is not joined: `closing` says when it has let go of everything.
     started.map(drop).map_err(OpenError::io("the committer's thread", "started"))?;
-    Ok((published, Embedded { queue, closing, counters }))
+    Ok((published, Embedded { queue, closing, counters, pipeline: own }))
 }
 
 /// What is true when the committer is gone, however it went.
@@ -135,19 +137,19 @@ impl Drop for OnExit {
 struct Committer {
     queue: Arc<Queue<Item>>,
     published: Arc<Published>,
-    log: Log,
+    pipeline: Arc<Pipeline>,
+    appender: Appender,
     speculation: Speculation,
-    failed: Option<Arc<str>>,
-    checkpoint: Option<JoinHandle<()>>,
-    /// Who waits for the checkpoint that is being written, or for the next.
-    checkpoint_asked: Vec<Reply<()>>,
-    stop: Arc<AtomicBool>,
+    /// The last command was refused: nothing ends by itself until one is not.
+    refusing: bool,
+    /// Batches for which there is company.
+    crowded: u32,
 }
 
 impl Committer {
     fn run(mut self) {
         loop {
-            let deadline = self.speculation.next_expiry().filter(|_| self.failed.is_none());
+            let deadline = self.speculation.next_expiry().filter(|_| !self.refusing);
             match self.queue.take(deadline) {
                 Taken::Items(mut items) => {
                     while !items.is_empty() {
@@ -158,131 +160,54 @@ impl Committer {
                 Taken::Closed => break,
             }
         }
-        self.stop.store(true, Ordering::Relaxed);
-        if self.checkpoint.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the checkpoint's thread panicked");
-        }
+        self.pipeline.close();
     }
 
-    /// Takes commands up to one batch's size, and carries them through.
+    /// Takes commands up to one batch's size and evaluates them.
     fn batch(&mut self, items: &mut VecDeque<Item>) {
-        let mut answers: Vec<(Answer, OwnedSemaphorePermit)> = Vec::new();
-        if self.failed.is_none() {
-            self.speculation.expire(&mut self.log, Instant::now());
-        }
-        while self.log.batch_bytes() < BATCH_BYTES_MAX {
-            match items.pop_front() {
-                Some(Item::Command(command, permit)) => {
-                    let answer = match &self.failed {
-                        Some(reason) => Answer::refusal(command, refused(reason)),
-                        None => self.speculation.evaluate(command, &mut self.log),
-                    };
-                    answers.push((answer, permit));
-                }
-                Some(Item::Checkpoint(reply)) => match &self.failed {
-                    Some(reason) => drop(reply.send(Err(refused(reason)))),
-                    None => self.checkpoint_asked.push(reply),
-                },
-                Some(Item::Checkpointed(result)) => self.checkpointed(result),
-                None => break,
-            }
-        }
-        self.commit(answers);
-    }
-
-    fn commit(&mut self, answers: Vec<(Answer, OwnedSemaphorePermit)>) {
-        let flushed = if self.failed.is_none() { self.log.flush() } else { Ok(()) };
-        if let Err(error) = flushed {
-            let reason: Arc<str> = error.to_string().into();
-            tracing::error!(%reason, "the log failed; writes are refused until the store is reopened");
-            self.failed = Some(reason.clone());
-            self.speculation.discard(self.published.snapshot());
-            for (answer, _permit) in answers {
-                answer.send(Err(refused(&reason)));
-            }
+        if self.pipeline.is_foul()
+            && let Err(reason) = self.recover()
+        {
+            self.refusing = true;
+            let answer = |(command, permit)| {
+                let why = WriteError::Refused { reason: reason.clone() };
+                (Answer::refusal(command, why), permit)
+            };
+            refuse(items.drain(..).map(answer).collect(), &reason);
             return;
         }
+        self.refusing = false;
+        self.crowded =
+            if items.len() > 1 { CROWDED_BATCHES } else { self.crowded.saturating_sub(1) };
+        let (first_sequence, mut answers) = (self.appender.next_sequence(), Vec::new());
+        self.speculation.expire(&mut self.appender, Instant::now());
+        while self.appender.bytes() < BATCH_BYTES_MAX
+            && let Some((command, permit)) = items.pop_front()
+        {
+            let answer = self.speculation.evaluate(command, &mut self.appender);
+            answers.push((answer, permit));
+        }
+        let bytes = self.appender.take(self.pipeline.buffer());
+        let (next_sequence, progress) =
+            (self.appender.next_sequence(), self.speculation.progress());
         let events = self.speculation.take_events();
-        if !events.is_empty() || self.speculation.take_changed() {
-            self.published.publish(self.speculation.snapshot().clone());
+        let batch = Batch { bytes, first_sequence, next_sequence, events, progress, answers };
+        if batch.is_empty() {
+            return;
         }
-        // Watchers first: whoever sees the answer finds what it changed in every watcher's queue, so a projection that is
-        // brought up to date before it decides (authorization) is never behind its asker.
-        if !events.is_empty() {
-            self.published.notify(&events, self.speculation.snapshot().revision);
-        }
-        for (answer, _permit) in answers {
-            answer.send(Ok(()));
-        }
-        if self.failed.is_none() {
-            self.look_after_log();
+        let alone = self.crowded == 0 && items.is_empty();
+        if let Err((answers, reason)) = self.pipeline.push(batch, alone) {
+            refuse(answers, &reason);
         }
     }
 
-    fn look_after_log(&mut self) {
-        let snapshot = self.speculation.snapshot();
-        let compacted = snapshot.history.compacted();
-        let wanted = self.log.wants_checkpoint(snapshot.bytes) || !self.checkpoint_asked.is_empty();
-        if self.checkpoint.is_none() && wanted {
-            self.start_checkpoint();
-        }
-        if let Err(error) = self.log.remove_unneeded(compacted) {
-            tracing::warn!(%error, "an unneeded file of the log stays");
-        }
+    /// Goes back to what is durable, and on from there.
+    fn recover(&mut self) -> Result<(), Arc<str>> {
+        let reserved = self.pipeline.recover()?;
+        self.appender.rewind();
+        self.speculation.discard(self.published.snapshot(), reserved);
+        Ok(())
     }
-
-    fn start_checkpoint(&mut self) {
-        let (snapshot, seal) = (self.speculation.snapshot().clone(), self.speculation.seal());
-        let dump = Dump::new(snapshot, self.speculation.reserved(), seal.cloned());
-        let contents = Contents {
-            disk: self.log.disk().clone(),
-            counters: self.log.counters().clone(),
-            sequence: self.log.durable(),
-            dump,
-            stop: self.stop.clone(),
-        };
-        self.log.checkpoint_started();
-        let queue = self.queue.clone();
-        let thread = std::thread::Builder::new().name("store-checkpoint".to_owned());
-        let started = thread.spawn(move || {
-            let result = checkpoint::write(contents);
-            // A closed queue: the next process finds the checkpoint by its name.
-            drop(queue.push(Item::Checkpointed(result)));
-        });
-        match started {
-            Ok(thread) => self.checkpoint = Some(thread),
-            Err(error) => {
-                tracing::warn!(%error, "no thread for a checkpoint; the log grows on");
-                self.answer_checkpoint(Err(refused(&error.to_string().into())));
-            }
-        }
-    }
-
-    fn answer_checkpoint(&mut self, result: Result<(), WriteError>) {
-        for reply in self.checkpoint_asked.drain(..) {
-            // Nobody may wait any more.
-            drop(reply.send(result.clone()));
-        }
-    }
-
-    fn checkpointed(&mut self, result: Result<CheckpointInfo, LogError>) {
-        self.checkpoint = None;
-        match result {
-            Ok(info) => {
-                self.log.checkpoint_finished(info);
-                self.answer_checkpoint(Ok(()));
-            }
-            Err(error) => {
-                self.answer_checkpoint(Err(refused(&error.to_string().into())));
-                Counters::count(&self.log.counters().checkpoint_failures);
-                tracing::warn!(%error, "a checkpoint failed; the log grows on");
-            }
-        }
-    }
-}
-
-fn refused(reason: &Arc<str>) -> WriteError {
-    WriteError::Refused { reason: reason.clone() }
 }
 
 /// Whether the log takes the key.

@@ -9,6 +9,8 @@ use std::time::Instant;
 struct Waiting<T> {
     items: VecDeque<T>,
     closed: bool,
+    /// The consumer sleeps.
+    asleep: bool,
 }
 
 /// A queue of one consumer thread.
@@ -31,7 +33,7 @@ pub(crate) enum Taken<T> {
 
 impl<T> Queue<T> {
     pub(crate) fn new() -> Self {
-        let waiting = Waiting { items: VecDeque::new(), closed: false };
+        let waiting = Waiting { items: VecDeque::new(), closed: false, asleep: false };
         Self { waiting: Mutex::new(waiting), ready: Condvar::new() }
     }
 
@@ -46,8 +48,11 @@ impl<T> Queue<T> {
             return Err(item);
         }
         waiting.items.push_back(item);
+        let asleep = std::mem::take(&mut waiting.asleep);
         drop(waiting);
-        self.ready.notify_one();
+        if asleep {
+            self.ready.notify_one();
+        }
         Ok(())
     }
 
@@ -65,6 +70,7 @@ impl<T> Queue<T> {
             if waiting.closed {
                 return Taken::Closed;
             }
+            waiting.asleep = true;
             let Some(deadline) = deadline else {
                 waiting = self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 continue;

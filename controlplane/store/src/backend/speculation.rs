@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::Config;
 use crate::backend::embedded::check_key;
+use crate::backend::flight::Progress;
 use crate::backend::{Command, Reply};
 use crate::lease::{LeaseStatus, Leases};
-use crate::log::Log;
+use crate::log::appender::Appender;
 use crate::log::payload::Op;
 use crate::revision::{Event, Revision};
-use crate::seal::Seal;
 use crate::state::{Applied, Snapshot, Surroundings, apply};
 use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
 
@@ -83,21 +83,8 @@ impl Speculation {
         Self { snapshot, leases, reserved, events: Vec::new(), changed: false, config }
     }
 
-    pub(crate) fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
-    }
-
-    pub(crate) fn seal(&self) -> Option<&Arc<dyn Seal>> {
-        self.config.seal.as_ref()
-    }
-
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.leases.next_expiry()
-    }
-
-    /// The highest revision that changes which are not logged may have.
-    pub(crate) fn reserved(&self) -> Revision {
-        self.reserved
     }
 
     /// The changes since the last call, in order.
@@ -105,19 +92,28 @@ impl Speculation {
         std::mem::take(&mut self.events)
     }
 
-    /// Whether something else than keys changed since the last call.
-    pub(crate) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    /// How far the state is, and what else than keys changed since the last call.
+    pub(crate) fn progress(&mut self) -> Progress {
+        let changed = std::mem::take(&mut self.changed);
+        Progress {
+            revision: self.snapshot.revision,
+            compacted: self.snapshot.history.compacted(),
+            leases: changed.then(|| self.snapshot.leases.clone()),
+            reserved: self.reserved,
+            changed,
+        }
     }
 
-    /// Goes back to what is durable. Leases are not undone: nothing reads them once writes are refused.
-    pub(crate) fn discard(&mut self, durable: Snapshot) {
+    /// Goes back to what is durable.
+    pub(crate) fn discard(&mut self, durable: Snapshot, reserved: Revision) {
+        self.leases.return_to(&durable, Instant::now());
         self.snapshot = durable;
+        self.reserved = reserved;
         self.events.clear();
         self.changed = false;
     }
 
-    pub(crate) fn evaluate(&mut self, command: Command, log: &mut Log) -> Answer {
+    pub(crate) fn evaluate(&mut self, command: Command, log: &mut Appender) -> Answer {
         match command {
             Command::Txn(txn, reply) => Answer::Txn(reply, self.txn(&txn, log)),
             Command::Compact(revision, reply) => Answer::Unit(reply, self.compact(revision, log)),
@@ -136,7 +132,7 @@ impl Speculation {
     }
 
     /// Ends the leases whose time is over.
-    pub(crate) fn expire(&mut self, log: &mut Log, now: Instant) {
+    pub(crate) fn expire(&mut self, log: &mut Appender, now: Instant) {
         for id in self.leases.expired(now) {
             if let Err(error) = self.revoke(id, log) {
                 tracing::error!(lease = id, %error, "an expired lease could not be ended");
@@ -144,7 +140,7 @@ impl Speculation {
         }
     }
 
-    fn txn(&mut self, txn: &Txn, log: &mut Log) -> Result<TxnResult, WriteError> {
+    fn txn(&mut self, txn: &Txn, log: &mut Appender) -> Result<TxnResult, WriteError> {
         check_keys(txn)?;
         let lease_exists = |id| self.leases.contains(id);
         let surroundings =
@@ -158,7 +154,7 @@ impl Speculation {
         &mut self,
         applied: Applied,
         revoked: Option<i64>,
-        log: &mut Log,
+        log: &mut Appender,
     ) -> Result<TxnResult, WriteError> {
         let sealed = match self.sealed(&applied) {
             Ok(sealed) => sealed,
@@ -209,7 +205,7 @@ impl Speculation {
         Ok(sealed)
     }
 
-    fn compact(&mut self, revision: Revision, log: &mut Log) -> Result<(), WriteError> {
+    fn compact(&mut self, revision: Revision, log: &mut Appender) -> Result<(), WriteError> {
         let (current, compact_revision) =
             (self.snapshot.revision, self.snapshot.history.compacted());
         if revision > current {
@@ -224,7 +220,7 @@ impl Speculation {
         Ok(())
     }
 
-    fn grant(&mut self, id: i64, ttl: Duration, log: &mut Log) -> Result<i64, WriteError> {
+    fn grant(&mut self, id: i64, ttl: Duration, log: &mut Appender) -> Result<i64, WriteError> {
         use std::collections::hash_map::RandomState;
         use std::hash::{BuildHasher, Hasher};
         let random = || RandomState::new().build_hasher().finish().cast_signed();
@@ -237,7 +233,7 @@ impl Speculation {
         Ok(id)
     }
 
-    fn revoke(&mut self, id: i64, log: &mut Log) -> Result<Revision, WriteError> {
+    fn revoke(&mut self, id: i64, log: &mut Appender) -> Result<Revision, WriteError> {
         let keys = self.leases.keys(id)?;
         let deletions = keys.iter().map(|key| crate::Op::Delete(KeyRange::Key(key.to_vec())));
         let txn = Txn::of(deletions.collect());

@@ -14,7 +14,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Names of all files.
     fn names(&self) -> io::Result<Vec<String>>;
-    /// Makes a file, empty or with so many zero bytes allocated; what had the name is replaced.
+    /// Makes a file, empty or with so many zero bytes written; what had the name is replaced.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens a file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
@@ -44,6 +44,9 @@ pub struct RealDisk {
     dir: PathBuf,
     _lock: File,
 }
+
+/// Zeros are written in pieces of this size.
+const ZEROS_BYTES: usize = 256 << 10;
 
 const LOCK_NAME: &str = "lock";
 const DIR_MODE: u32 = 0o700;
@@ -106,11 +109,15 @@ impl Disk for RealDisk {
         if bytes > 0 {
             match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
                 Ok(()) => {}
-                // A file system without preallocation: sparse is as good, but slower.
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                    file.set_len(bytes)?;
-                }
+                // A file system without preallocation: then the zeros alone take the room.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                 Err(errno) => return Err(errno.into()),
+            }
+            let (zeros, mut at) = (vec![0; ZEROS_BYTES], 0);
+            while at < bytes {
+                let piece = usize::try_from(bytes - at).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
+                file.write_all_at(&zeros[..piece], at)?;
+                at += piece as u64;
             }
         }
         Ok(Arc::new(RealFile(file)))

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::log::disk::{Disk, DiskFile};
 
@@ -22,7 +23,24 @@ struct Content {
     now: Vec<u8>,
     /// As it is after a power cut that loses everything unsynced.
     durable: Vec<u8>,
-    unsynced: Vec<Write>,
+    /// With the number of each, in their order.
+    unsynced: Vec<(u64, Write)>,
+    writes: u64,
+}
+
+impl Content {
+    fn wrote(&mut self, write: Write) {
+        self.writes += 1;
+        self.unsynced.push((self.writes, write));
+    }
+
+    /// Makes every write up to this number durable.
+    fn synced(&mut self, number: u64) {
+        let later = self.unsynced.partition_point(|(own, _)| *own <= number);
+        for (_, write) in self.unsynced.drain(..later) {
+            tear(&mut self.durable, write, &mut || false);
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +66,9 @@ struct Disks {
     /// Where images go, when asked for.
     images: Option<Vec<FaultyImage>>,
     mark: u64,
+    /// What needs room fails.
+    full: bool,
+    sync_takes: Duration,
 }
 
 /// A disk as it was just before a sync.
@@ -94,6 +115,16 @@ impl FaultyDisk {
         self.lock().mark = mark;
     }
 
+    /// Whether it has no room for more than was allocated.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Each sync of a file takes so long from now on; what is written meanwhile it does not make durable.
+    pub fn set_sync_takes(&self, sync_takes: Duration) {
+        self.lock().sync_takes = sync_takes;
+    }
+
     /// Flips bits of a file, durably.
     pub fn flip(&self, name: &str, offset: usize, mask: u8) {
         let mut disks = self.lock();
@@ -132,6 +163,13 @@ impl FaultyDisk {
 }
 
 impl FaultyImage {
+    /// How many writes of files are not durable.
+    pub fn unsynced_writes(&self) -> usize {
+        let bytes = |(_, write): &&(u64, Write)| matches!(write, Write::Bytes(..));
+        let contents = self.state.contents.values();
+        contents.map(|content| content.unsynced.iter().filter(bytes).count()).sum()
+    }
+
     /// The disk after a power cut at this moment. `lost` is asked for each unsynced sector and name whether it is lost.
     pub fn power_cut(&self, lost: &mut dyn FnMut() -> bool) -> FaultyDisk {
         let mut state = self.state.clone();
@@ -142,7 +180,7 @@ impl FaultyImage {
         }
         state.names = state.durable_names.clone();
         for content in state.contents.values_mut() {
-            for write in std::mem::take(&mut content.unsynced) {
+            for (_, write) in std::mem::take(&mut content.unsynced) {
                 tear(&mut content.durable, write, lost);
             }
             content.now = content.durable.clone();
@@ -203,11 +241,15 @@ impl Disk for FaultyDisk {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let size = usize::try_from(bytes).map_err(io::Error::other)?;
         let mut disks = self.operation()?;
+        if disks.full && size > 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let state = &mut disks.state;
         state.next += 1;
         let id = state.next;
-        let (now, unsynced) = (vec![0; size], vec![Write::Size(size)]);
-        state.contents.insert(id, Content { now, durable: Vec::new(), unsynced });
+        let mut content = Content { now: vec![0; size], ..Content::default() };
+        content.wrote(Write::Size(size));
+        state.contents.insert(id, content);
         state.names.insert(name.to_owned(), id);
         state.unsynced_names.push(Naming::Set(name.to_owned(), id));
         drop(disks);
@@ -258,9 +300,13 @@ impl DiskFile for FaultyFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         let mut disks = self.disk.operation()?;
+        let full = disks.full;
         let content = disks.state.contents.entry(self.id).or_default();
+        if full && offset + bytes.len() > content.now.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         put(&mut content.now, offset, bytes);
-        content.unsynced.push(Write::Bytes(offset, bytes.to_vec()));
+        content.wrote(Write::Bytes(offset, bytes.to_vec()));
         Ok(())
     }
 
@@ -281,9 +327,15 @@ impl DiskFile for FaultyFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut disks = self.disk.sync_point()?;
+        let number = disks.state.contents.get(&self.id).map_or(0, |content| content.writes);
+        let sync_takes = disks.sync_takes;
+        if !sync_takes.is_zero() {
+            // Nobody notifies: a sleep without the lock.
+            let waited = Condvar::new().wait_timeout(disks, sync_takes);
+            disks = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         if let Some(content) = disks.state.contents.get_mut(&self.id) {
-            content.unsynced.clear();
-            content.durable = content.now.clone();
+            content.synced(number);
         }
         Ok(())
     }

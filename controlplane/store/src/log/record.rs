@@ -26,10 +26,16 @@
 //! | 36 | 4 | zero |
 //! | 40 | | payload, then zeros up to a multiple of 8 |
 //!
-//! Why `durable` decides what a bad record is: a record is written only behind records of its own batch or durable ones. When
-//! some later, good record says that a sequence at or above the bad one's was durable, the bad record was acknowledged:
-//! corruption, to be refused. When none says so, the bad record was never flushed: a torn tail, to be cut. Sequences, not
-//! revisions, since leases and reservations have records and no revision of their own.
+//! Why `durable` decides what a bad record is. Several batches may be on their way to the disk at once, and arrive whole, torn or not at
+//! all, in any order; but what is acknowledged is acknowledged in order, after every record up to it was flushed, and only then does
+//! `durable` of later records reach it. So when some later, good record says that a sequence at or above the bad one's was
+//! durable, the bad record was flushed: corruption, to be refused. When none says so, nothing from the bad record on was
+//! known to be flushed by a record that is there; it is the end of the log, to be cut: nothing behind it was acknowledged before a crash
+//! unless it is the very last that was. A new segment's head is written only after every record before it was flushed,
+//! so its sequence is such a mark too. Sequences, not revisions, since leases and reservations have records and no revision of their own.
+//!
+//! What stands behind the last record may be anything that is not a record of a higher sequence: zeros, or records of a segment that the
+//! file was before, whose sequences are lower, as every sequence is used once. Records of a higher sequence are zeroed before the log goes on.
 
 use crc32c::{crc32c, crc32c_append};
 
@@ -208,6 +214,17 @@ pub(crate) fn parse(bytes: &[u8], salt: u32) -> Parsed<'_> {
 pub(crate) fn claimed_bytes(bytes: &[u8]) -> Option<usize> {
     let length = u32_at(bytes.get(..HEADER_BYTES)?, 4) as usize;
     (length <= PAYLOAD_BYTES_MAX).then(|| padded(length))
+}
+
+/// Whether what stands at the beginning of `bytes` has the form of a record's header with a sequence above this one. Cheap, for
+/// looking at every place where a record could begin.
+pub(crate) fn claims_sequence_above(bytes: &[u8], sequence: u64) -> bool {
+    let Some(header) = bytes.get(..HEADER_BYTES) else { return false };
+    header[0] != 0
+        && header[2..4] == [0, 0]
+        && u64_at(header, 8) > sequence
+        && u64_at(header, 16) < u64_at(header, 8)
+        && u32_at(header, 4) as usize <= bytes.len() - HEADER_BYTES
 }
 
 /// Offsets from `from` on at which a record could begin.

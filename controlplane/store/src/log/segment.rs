@@ -1,283 +1,219 @@
-//! Owns one segment: its name, its making, appending to it, and reading it back with the rule for bad records (see `record`).
+//! Owns one segment: its name, its making, and who writes where in it. Reading it back is `recover`'s.
+//!
+//! A segment is a file full of zeros, or one that was a segment before, under a new head: what stands there from before has lower sequences and
+//! is never taken for a record. Both are written once before they are used, since a flush into space that was only set aside (unwritten extents)
+//! makes the file system commit its journal as well: measured on ext4, 1 KiB appends had a p99 of 2.3–3.1 ms instead of 0.13–0.25 ms at
+//! the same p50, and 7.4–14 instead of 5.5–6.3 kB went to the device for each; 276 kB appends two at a time ran at 0.56 instead of 2.1 GB/s. A
+//! segment that nobody needs becomes the next one, so that under a steady load no zeros are written either.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::log::checkpoint::CheckpointInfo;
+use crate::log::checkpoint::UNFINISHED;
 use crate::log::disk::{Disk, DiskFile};
-use crate::log::payload::Reader;
-use crate::log::record::{
-    BadHead, FILE_HEAD_BYTES, FileHead, FileKind, Header, Kind, Parsed, offsets, parse,
-};
-use crate::log::{LogError, OpenError, Replay, sequences, sync_names};
-use crate::revision::Revision;
+use crate::log::record::{FILE_HEAD_BYTES, FileHead, FileKind};
+use crate::log::{LogError, sequences, sync_names};
 
-const PREFIX: &str = "log-";
+pub(crate) const PREFIX: &str = "log-";
+/// Zeros are written in pieces of this size.
+const ZEROS_BYTES: usize = 256 << 10;
+
 /// The sequence of a store's first record.
 pub(crate) const FIRST_SEQUENCE: u64 = 1;
-
-/// Whether a file has the name of one.
-pub(crate) fn is_one(name: &str) -> bool {
-    name.starts_with(PREFIX)
-}
-
-/// What is known of a segment without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SegmentInfo {
-    pub(crate) first_sequence: u64,
-}
-
-impl SegmentInfo {
-    pub(crate) fn name(self) -> String {
-        format!("{PREFIX}{:016x}", self.first_sequence)
-    }
-
-    /// Whether it is the first that the store ever wrote.
-    pub(crate) fn is_first(self) -> bool {
-        self.first_sequence == FIRST_SEQUENCE
-    }
-}
-
-/// The segment that is appended to.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    name: String,
-    file: Arc<dyn DiskFile>,
-    end: u64,
-    size: u64,
-}
-
-impl Tail {
-    pub(crate) fn room(&self) -> u64 {
-        self.size.saturating_sub(self.end)
-    }
-
-    /// Durable when it returns.
-    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), LogError> {
-        let written = self.file.write_at(self.end, bytes).and_then(|()| self.file.sync());
-        written.map_err(|source| LogError { file: self.name.clone(), source })?;
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
-}
 
 /// The first sequence of the oldest segment.
 pub(crate) fn first_sequence(names: &[String]) -> Option<u64> {
     sequences(names, PREFIX).first().copied()
 }
 
-/// Makes a segment with room for `bytes` of records. Its head is durable before any record is: so a bad head over anything but zeros
-/// is damage, and the sequence in a head says that everything before it was durable.
-pub(crate) fn create(
-    disk: &dyn Disk,
-    first_sequence: u64,
-    salt: u32,
-    bytes: u64,
-) -> Result<(SegmentInfo, Tail), LogError> {
-    let info = SegmentInfo { first_sequence };
-    let name = info.name();
-    let size = FILE_HEAD_BYTES as u64 + bytes;
-    let head = FileHead { sequence: first_sequence, salt }.encode(FileKind::Segment);
-    let made = disk.create(&name, size).and_then(|file| {
-        file.write_at(0, &head)?;
-        file.sync()?;
-        Ok(file)
-    });
-    let file = made.map_err(|source| LogError { file: name.clone(), source })?;
-    sync_names(disk)?;
-    Ok((info, Tail { name, file, end: FILE_HEAD_BYTES as u64, size }))
+/// Whether a file has the name of one.
+pub(crate) fn is_one(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
-/// What was found in the segments.
+/// A file that will be a segment. Recovery removes it by its ending.
+pub(crate) const SPARE: &str = "segment.unfinished";
+
+/// A segment that is filled faster than this is followed by one of twice the size …
+const FILLED_FAST: Duration = Duration::from_secs(2);
+/// … up to so many times the first size.
+const GROWTH_MAX: u64 = 16;
+
+/// What is known of a segment without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentInfo {
+    pub(crate) first_sequence: u64,
+    /// Size of the file.
+    pub(crate) bytes: u64,
+}
+
+impl SegmentInfo {
+    pub(crate) fn name(self) -> String {
+        name(self.first_sequence)
+    }
+}
+
+fn name(first_sequence: u64) -> String {
+    format!("{PREFIX}{first_sequence:016x}")
+}
+
+/// How large the next segment is to be.
 #[derive(Debug)]
-pub(crate) struct Recovered {
-    pub(crate) segments: Vec<SegmentInfo>,
-    pub(crate) tail: Option<Tail>,
-    pub(crate) salt: Option<u32>,
-    pub(crate) last_sequence: u64,
+pub(crate) struct Growth {
+    pub(crate) size: u64,
+    size_min: u64,
+    last: Option<Instant>,
 }
 
-/// Where the good records end.
-struct End {
-    name: String,
-    offset: usize,
-    /// Something other than zeros stands there.
-    bad: bool,
+impl Growth {
+    pub(crate) fn new(size: u64) -> Self {
+        Self { size, size_min: size, last: None }
+    }
+
+    /// One was made now.
+    pub(crate) fn made(&mut self, now: Instant) {
+        let fast = self.last.is_some_and(|last| now.duration_since(last) < FILLED_FAST);
+        self.size = if fast {
+            (self.size * 2).min(self.size_min * GROWTH_MAX)
+        } else {
+            (self.size / 2).max(self.size_min)
+        };
+        self.last = Some(now);
+    }
 }
 
-struct Recovery<'a> {
-    disk: &'a dyn Disk,
-    replay: &'a mut dyn Replay,
-    /// Records up to here are in the checkpoint.
-    base: u64,
-    last_sequence: u64,
-    /// Of the last good record.
-    revision: Revision,
-    end: Option<End>,
+/// The segment that is appended to.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    name: Arc<str>,
+    /// Open files that nobody uses. Each flush has one of its own: the kernel tells an error of writing back once to each open file,
+    /// so with a common one a flush could succeed because another was told what had become of its bytes.
+    free: Vec<Arc<dyn DiskFile>>,
+    end: u64,
+    size: u64,
+    /// Up to here something may stand that was taken back.
+    dirty: u64,
 }
 
-/// Replays every record behind `base`, cuts a torn tail and refuses damage.
-pub(crate) fn recover(
-    disk: &dyn Disk,
-    names: &[String],
-    base: CheckpointInfo,
-    replay: &mut dyn Replay,
-) -> Result<Recovered, OpenError> {
-    let CheckpointInfo { sequence: base, revision } = base;
-    let all = sequences(names, PREFIX);
-    let mut segments: Vec<_> =
-        all.into_iter().map(|first_sequence| SegmentInfo { first_sequence }).collect();
-    // What the base needs no more was about to be removed.
-    let needed = segments.iter().rposition(|info| info.first_sequence <= base + 1).unwrap_or(0);
-    for info in segments.drain(..needed) {
-        let name = info.name();
-        disk.remove(&name).map_err(OpenError::io(&name, "removed"))?;
-    }
-    let first = segments.first().map_or(base + 1, |info| info.first_sequence);
-    if first > base + 1 {
-        let name = segments[0].name();
-        return Err(OpenError::damaged(
-            &name,
-            0,
-            revision,
-            "records before the oldest segment are missing",
-        ));
-    }
-    let mut recovery =
-        Recovery { disk, replay, base, last_sequence: first - 1, revision, end: None };
-    let mut salt = None;
-    let mut tail = None;
-    let mut good = Vec::new();
-    for (at, info) in segments.iter().enumerate() {
-        let last = at + 1 == segments.len();
-        if let Some((found, own)) = recovery.segment(*info, last)? {
-            (salt, tail) = (Some(own), Some(found));
-            good.push(*info);
-        }
-    }
-    if recovery.last_sequence < base {
-        let name = good.last().map_or_else(|| "the log".to_owned(), |info| info.name());
-        return Err(OpenError::damaged(
-            &name,
-            0,
-            recovery.revision,
-            "it ends before the oldest checkpoint",
-        ));
-    }
-    if let Some(tail) = &tail {
-        recovery.cut_torn_tail(tail)?;
-        // What another process wrote may not be flushed yet, and will be called durable by the next record.
-        tail.file.sync().map_err(OpenError::io(&tail.name, "flushed"))?;
-    }
-    Ok(Recovered { segments: good, tail, salt, last_sequence: recovery.last_sequence })
+/// Bytes of a segment that one flush has for itself.
+#[derive(Debug)]
+pub(crate) struct Place {
+    name: Arc<str>,
+    file: Arc<dyn DiskFile>,
+    offset: u64,
 }
 
-impl Recovery<'_> {
-    /// `None`: a segment that was being made, and has been removed.
-    fn segment(&mut self, info: SegmentInfo, last: bool) -> Result<Option<(Tail, u32)>, OpenError> {
-        let name = info.name();
-        let file = self.disk.open(&name).map_err(OpenError::io(&name, "opened"))?;
-        let bytes = read_all(&*file).map_err(OpenError::io(&name, "read"))?;
-        let head = match FileHead::parse(&bytes, FileKind::Segment) {
-            Ok(head) => head,
-            Err(BadHead::Newer(version)) => return Err(OpenError::newer(&name, version)),
-            Err(BadHead::Damaged) => {
-                let body = bytes.get(FILE_HEAD_BYTES..).unwrap_or_default();
-                if last && body.iter().all(|byte| *byte == 0) {
-                    self.disk.remove(&name).map_err(OpenError::io(&name, "removed"))?;
-                    return Ok(None);
-                }
-                return Err(OpenError::damaged(
-                    &name,
-                    0,
-                    self.revision,
-                    "the head is not a segment's",
-                ));
+impl Place {
+    /// Durable when it returns.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), LogError> {
+        let written = self.file.write_at(self.offset, bytes).and_then(|()| self.file.sync());
+        written.map_err(|source| LogError { file: self.name.to_string(), source })
+    }
+}
+
+impl Tail {
+    pub(crate) fn new(name: String, file: Arc<dyn DiskFile>, end: u64, size: u64) -> Self {
+        Self { name: name.into(), free: vec![file], end, size, dirty: 0 }
+    }
+
+    pub(crate) fn room(&self) -> u64 {
+        self.size.saturating_sub(self.end)
+    }
+
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.end > self.size / 2
+    }
+
+    pub(crate) fn place(&mut self, disk: &dyn Disk, bytes: u64) -> Result<Place, LogError> {
+        let (name, offset) = (self.name.clone(), self.end);
+        let file = match self.free.pop() {
+            Some(file) => file,
+            None => {
+                disk.open(&name).map_err(|source| LogError { file: name.to_string(), source })?
             }
         };
-        if head.sequence != info.first_sequence {
-            return Err(OpenError::damaged(
-                &name,
-                8,
-                self.revision,
-                "the head's sequence is not the name's",
-            ));
-        }
-        let ended_early = head.sequence != self.last_sequence + 1;
-        if let Some(end) = self.end.take().filter(|end| end.bad || ended_early) {
-            let what = "a record that was durable is missing or bad";
-            return Err(OpenError::damaged(&end.name, end.offset, self.revision, what));
-        }
-        let offset = self.records(&name, &bytes, head.salt)?;
-        let size = bytes.len() as u64;
-        Ok(Some((Tail { name, file, end: offset as u64, size }, head.salt)))
+        self.end += bytes;
+        Ok(Place { name, file, offset })
     }
 
-    /// Replays the good records and returns the offset behind them.
-    fn records(&mut self, name: &str, bytes: &[u8], salt: u32) -> Result<usize, OpenError> {
-        let mut offset = FILE_HEAD_BYTES;
-        let bad = loop {
-            match parse(&bytes[offset..], salt) {
-                Parsed::Record { header, payload, bytes }
-                    if header.sequence == self.last_sequence + 1 && header.kind == Kind::Change =>
-                {
-                    self.record(name, offset, header, payload)?;
-                    offset += bytes;
-                }
-                Parsed::Newer(version) => return Err(OpenError::newer(name, version)),
-                Parsed::Record { .. } | Parsed::Bad => break true,
-                Parsed::Blank => break false,
+    pub(crate) fn give_back(&mut self, place: Place) {
+        if place.name == self.name {
+            self.free.push(place.file);
+        }
+    }
+
+    pub(crate) fn take_back(&mut self, place: &Place) {
+        if place.name == self.name && place.offset < self.end {
+            self.dirty = self.dirty.max(self.end);
+            self.end = place.offset;
+        }
+    }
+
+    /// Zeroes what was taken back: else a record of it could follow, whole and of the right sequence, behind a new one.
+    pub(crate) fn cut(&mut self) -> Result<(), LogError> {
+        let mut left = self.dirty.saturating_sub(self.end);
+        let failed = |source| LogError { file: self.name.to_string(), source };
+        if left > 0 {
+            let file = self.free.first().ok_or_else(|| failed(std::io::ErrorKind::Other.into()))?;
+            let zeros = vec![0; ZEROS_BYTES];
+            while left > 0 {
+                let piece = left.min(ZEROS_BYTES as u64);
+                left -= piece;
+                let zeros = &zeros[..usize::try_from(piece).unwrap_or(ZEROS_BYTES)];
+                file.write_at(self.end + left, zeros).map_err(failed)?;
             }
-        };
-        let bad = bad || bytes[offset..].iter().any(|byte| *byte != 0);
-        let is_later = |at| match parse(&bytes[at..], salt) {
-            Parsed::Record { header, .. } => header.durable > self.last_sequence,
-            _ => false,
-        };
-        if bad && offsets(offset, bytes.len()).any(is_later) {
-            return Err(OpenError::damaged(
-                name,
-                offset,
-                self.revision,
-                "a record that was durable is bad",
-            ));
+            file.sync().map_err(failed)?;
         }
-        self.end = Some(End { name: name.to_owned(), offset, bad });
-        Ok(offset)
-    }
-
-    fn record(
-        &mut self,
-        name: &str,
-        offset: usize,
-        header: Header,
-        payload: &[u8],
-    ) -> Result<(), OpenError> {
-        self.last_sequence = header.sequence;
-        if header.sequence <= self.base {
-            return Ok(());
-        }
-        let replayed = self.replay.change(header.revision, Reader(payload));
-        let before = std::mem::replace(&mut self.revision, header.revision);
-        replayed
-            .ok_or_else(|| OpenError::damaged(name, offset, before, "the payload is not a change"))
-    }
-
-    /// Zeroes what stands behind the good records. Else a record of the lost batch could follow, whole and of the right
-    /// sequence, behind a new record of just the length of the torn one.
-    fn cut_torn_tail(&self, tail: &Tail) -> Result<(), OpenError> {
-        let Some(End { name, offset, bad: true }) = &self.end else { return Ok(()) };
-        let bytes = read_all(&*tail.file).map_err(OpenError::io(name, "read"))?;
-        let dirty = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let zeros = vec![0; dirty.saturating_sub(*offset)];
-        tracing::warn!(file = name, offset, bytes = zeros.len(), "cut a torn tail off the log");
-        tail.file.write_at(*offset as u64, &zeros).map_err(OpenError::io(name, "cut"))
+        self.dirty = 0;
+        Ok(())
     }
 }
 
-pub(crate) fn read_all(file: &dyn DiskFile) -> std::io::Result<Vec<u8>> {
-    let size = usize::try_from(file.size()?).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; size];
-    let read = file.read_at(0, &mut bytes)?;
-    bytes.truncate(read);
-    Ok(bytes)
+/// What a segment will be made of.
+#[derive(Debug)]
+pub(crate) struct NewSegment {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) salt: u32,
+    pub(crate) first_sequence: u64,
+    /// Room for records, or the size of the spare file.
+    pub(crate) bytes: u64,
+    /// The size of the spare file, if it is to be used.
+    pub(crate) spare: Option<u64>,
+}
+
+impl NewSegment {
+    /// Makes the segment. Its head is durable before it has its name, and so before any record is: a bad head is damage, and the sequence in
+    /// a head says that everything before it was durable.
+    pub(crate) fn make(&self) -> Result<(SegmentInfo, Tail), LogError> {
+        let (disk, name) = (&*self.disk, name(self.first_sequence));
+        let head = FileHead { sequence: self.first_sequence, salt: self.salt };
+        let head = head.encode(FileKind::Segment);
+        let size = self.spare.unwrap_or(FILE_HEAD_BYTES as u64 + self.bytes);
+        let unfinished = match self.spare {
+            Some(_) => SPARE.to_owned(),
+            None => format!("{name}{UNFINISHED}"),
+        };
+        let file = match self.spare {
+            Some(_) => disk.open(&unfinished),
+            None => disk.create(&unfinished, size),
+        };
+        let made = file.and_then(|file| {
+            file.write_at(0, &head)?;
+            file.sync()?;
+            disk.rename(&unfinished, &name)?;
+            Ok(file)
+        });
+        let file = made.map_err(|source| {
+            // A full disk needs the room.
+            disk.remove(&unfinished).ok();
+            LogError { file: name.clone(), source }
+        })?;
+        // Whether it has its name is not known after an error, so no other segment may be tried, whatever the error is.
+        sync_names(disk).map_err(|LogError { file, source }| LogError {
+            file,
+            source: std::io::Error::other(source),
+        })?;
+        let info = SegmentInfo { first_sequence: self.first_sequence, bytes: size };
+        Ok((info, Tail::new(name, file, FILE_HEAD_BYTES as u64, size)))
+    }
 }
