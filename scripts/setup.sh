@@ -121,7 +121,7 @@ build_binaries() { # build_binaries PROFILE
     ensure_rust
     out=$(target_dir)/$(profile_dir "$profile")
     say "building (profile $profile)"
-    cargo build --manifest-path "$here/Cargo.toml" --locked --profile "$profile" --bin agent --bin controlplane --bin lab --bin bench ||
+    cargo build --manifest-path "$here/Cargo.toml" --locked --profile "$profile" --bin agent --bin controlplane --bin lab --bin bench --bin soak ||
         fail "the build failed" "read the compiler's message above"
     if [ ! -x "$out/testserver" ] || [ "$here/tests/examples/testserver.rs" -nt "$out/testserver" ]; then
         rustc --edition 2024 -O -C target-feature=+crt-static -C strip=symbols -o "$out/testserver" \

@@ -1,7 +1,7 @@
 //! `soak`: proves the store. Each command prints what it did; the first thing that went wrong ends it, with its seed.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,7 +9,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use tests::soak::in_process::seeds::{self, Plan, Ran};
 use tests::soak::in_process::{bytes, history, power};
+use tests::soak::kill::Killed;
 use tests::soak::mutations::Bench;
+use tests::soak::{fuse as cuts, kill as kills};
 
 /// Proofs of the store.
 #[derive(Debug, Parser)]
@@ -29,6 +31,10 @@ enum What {
     Bytes,
     /// Bugs put in on purpose, each of which the histories must find
     Mutations(MutationsArgs),
+    /// SIGKILL of the real master under load
+    Kill(KillArgs),
+    /// Power cuts of the real master on a file system that forgets what was not synced
+    Fuse(FuseArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +79,29 @@ struct MutationsArgs {
     seed: u64,
 }
 
+#[derive(Debug, Args)]
+struct KillArgs {
+    /// How many kills
+    #[arg(long, default_value_t = 1000)]
+    kills: u64,
+    /// The first seed [default: from the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Masters at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: u64,
+}
+
+#[derive(Debug, Args)]
+struct FuseArgs {
+    /// How many cuts
+    #[arg(long, default_value_t = 200)]
+    cuts: u64,
+    /// The first seed [default: from the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +118,8 @@ fn act(what: What) -> Result<()> {
         What::Power(args) => power(&args),
         What::Bytes => bytes(),
         What::Mutations(args) => mutations(&args),
+        What::Kill(args) => kill(&args),
+        What::Fuse(args) => fuse(&args),
     }
 }
 
@@ -187,4 +218,73 @@ fn mutations(args: &MutationsArgs) -> Result<()> {
     }
     ensure!(missed == 0, "{missed} bugs were not found in {} histories each", args.histories);
     Ok(())
+}
+
+/// The master under test: of `FLOTILLA_BIN_DIR`, or beside this program.
+fn master() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let beside = own.parent().context("no folder")?.to_path_buf();
+    let dir = std::env::var_os("FLOTILLA_BIN_DIR").map_or(beside, PathBuf::from);
+    let binary = dir.join("controlplane");
+    ensure!(binary.exists(), "{} is not built", binary.display());
+    Ok(binary)
+}
+
+/// A folder for a run; removed when the run went well.
+fn run_dir(name: &str) -> Result<PathBuf> {
+    let dir = std::env::temp_dir().join(format!("flotilla-soak-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+fn tell(what: &str, killed: Killed, seconds: f64) {
+    println!(
+        "{what}: {} in {seconds:.1} s; {} writes acknowledged, none lost; of those without an answer {} were there whole and {} not; \
+         ready again in at most {:.2} s",
+        killed.kills,
+        killed.acknowledged,
+        killed.kept,
+        killed.lost,
+        killed.ready_max.as_secs_f64()
+    );
+}
+
+fn kill(args: &KillArgs) -> Result<()> {
+    let (binary, start) = (master()?, Instant::now());
+    let (seed, jobs) = (args.seed.unwrap_or_else(any_seed), args.jobs.max(1));
+    println!("kill: seed {seed}");
+    let dir = run_dir("kill")?;
+    let run = |job: u64| -> Result<Killed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let kills = args.kills / jobs + u64::from(job < args.kills % jobs);
+        let dir = dir.join(job.to_string());
+        std::fs::create_dir_all(&dir)?;
+        runtime.block_on(kills::run(binary.clone(), &dir, seed + job, kills))
+    };
+    let run = &run;
+    let total = std::thread::scope(|scope| -> Result<Killed> {
+        let workers: Vec<_> = (0..jobs).map(|job| scope.spawn(move || run(job))).collect();
+        let mut total = Killed::default();
+        for worker in workers {
+            total += worker.join().map_err(|_| anyhow!("a run panicked"))??;
+        }
+        Ok(total)
+    })?;
+    tell("kill", total, start.elapsed().as_secs_f64());
+    Ok(std::fs::remove_dir_all(dir)?)
+}
+
+fn fuse(args: &FuseArgs) -> Result<()> {
+    let (binary, start) = (master()?, Instant::now());
+    let dir = run_dir("fuse")?;
+    if let Some(reason) = cuts::obstacle(&dir.join("disk")) {
+        println!("SKIPPED  fuse: {reason}");
+        return Ok(std::fs::remove_dir_all(dir)?);
+    }
+    let seed = args.seed.unwrap_or_else(any_seed);
+    println!("fuse: seed {seed}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let killed = runtime.block_on(cuts::run(binary, &dir, seed, args.cuts))?;
+    tell("fuse", killed, start.elapsed().as_secs_f64());
+    Ok(std::fs::remove_dir_all(dir)?)
 }
