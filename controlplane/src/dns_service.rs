@@ -58,6 +58,8 @@ pub async fn ensure(client: kube::Client, config: &Config) -> anyhow::Result<()>
         Ok(_) => {
             tracing::info!(address = %config.cluster_dns, "made the Service of the cluster's DNS")
         }
+        // Another master was quicker.
+        Err(_) if services.get_opt(NAME).await.is_ok_and(|found| found.is_some()) => {}
         // Not worth a master that does not start: pods resolve without it.
         Err(error) => tracing::warn!(%error, "the Service of the cluster's DNS could not be made"),
     }

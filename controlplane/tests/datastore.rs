@@ -190,6 +190,29 @@ fn begin(first: &Path) -> BTreeMap<String, (u64, Value)> {
     was
 }
 
+/// Reads of what is here go on; what needs the others fails, and works again when they are back.
+fn without_a_quorum(master: &Master, etcd: &mut RealEtcd) {
+    let ready = "/readyz";
+    let here = "/api/v1/namespaces/shop/configmaps?resourceVersion=0";
+    let raw = |path| master.try_kubectl(&["get", "--request-timeout=4s", "--raw", path]);
+    etcd.kill_member(0);
+    etcd.kill_member(1);
+    let deadline = Instant::now() + WITHIN;
+    while raw(ready).is_ok() {
+        assert!(Instant::now() < deadline, "a master without its datastore is not ready");
+    }
+    assert!(raw(here).unwrap().contains("settings"));
+    raw("/api/v1/namespaces/shop/configmaps").unwrap_err();
+    let create = ["create", "configmap", "lonely", "--request-timeout=4s"];
+    master.try_kubectl(&create).unwrap_err();
+    etcd.start_member(0);
+    etcd.start_member(1);
+    while raw(ready).is_err() {
+        assert!(Instant::now() < deadline, "the datastore is back");
+    }
+    master.kubectl(&["get", "configmaps"]);
+}
+
 #[test]
 fn a_cluster_moves_to_etcd_lives_there_and_moves_back() {
     let kubectl =
@@ -227,6 +250,7 @@ fn a_cluster_moves_to_etcd_lives_there_and_moves_back() {
     );
 
     live([&one, &two], &mut etcd);
+    without_a_quorum(&one, &mut etcd);
     let there = one.objects();
     one.stop();
     two.stop();
