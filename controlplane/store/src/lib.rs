@@ -34,7 +34,7 @@ pub use crate::log::disk::{Disk, DiskFile, RealDisk};
 pub use crate::log::faulty::{FaultyDisk, FaultyImage};
 pub use crate::log::{LogSizes, OpenError};
 pub use crate::revision::{
-    Entry, Event, Extract, ExtractNothing, Extracted, FIRST_REVISION, Revision,
+    Entry, Event, Extract, ExtractNothing, Extracted, Extracts, FIRST_REVISION, Revision,
 };
 pub use crate::seal::{Seal, SealError};
 use crate::state::{Surroundings, apply};

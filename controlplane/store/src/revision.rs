@@ -2,6 +2,7 @@
 //! the meaning of a value comes in through [`Extract`].
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -46,12 +47,38 @@ pub struct Extracted {
 
 impl Extracted {
     /// Gives back what the vectors allocated and don't use: an entry lives long.
-    pub(crate) fn shrunk(mut self) -> Self {
+    pub(crate) fn shrunk(mut self) -> Extracts {
         self.labels.shrink_to_fit();
         self.fields.shrink_to_fit();
         self.owners.shrink_to_fit();
         self.index.shrink_to_fit();
-        self
+        self.into()
+    }
+}
+
+/// What an entry carries of [`Extracted`]: nothing at all where nothing was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extracts(Option<Box<Extracted>>);
+
+static NOTHING: Extracted = Extracted {
+    labels: Vec::new(),
+    fields: Vec::new(),
+    owners: Vec::new(),
+    index: Vec::new(),
+    splice_at: 0,
+};
+
+impl From<Extracted> for Extracts {
+    fn from(extracted: Extracted) -> Self {
+        Self((extracted != NOTHING).then(|| Box::new(extracted)))
+    }
+}
+
+impl Deref for Extracts {
+    type Target = Extracted;
+
+    fn deref(&self) -> &Extracted {
+        self.0.as_deref().unwrap_or(&NOTHING)
     }
 }
 
@@ -71,7 +98,7 @@ pub struct Entry {
     /// Lease that the key dies with; 0: none.
     pub lease: i64,
     /// What was read from the value.
-    pub extracted: Extracted,
+    pub extracted: Extracts,
 }
 
 impl fmt::Debug for Entry {
@@ -100,6 +127,8 @@ pub struct Event {
     pub rendered: OnceLock<Bytes>,
     /// When this process saw the change, on the monotonic clock.
     pub(crate) seen: Instant,
+    /// Counted once: when it is forgotten its entries are long out of every cache.
+    cost_bytes: usize,
 }
 
 /// What an event costs beside keys and values: the event, its entry, their places in the ring.
@@ -112,7 +141,10 @@ impl Event {
         after: Option<Arc<Entry>>,
     ) -> Arc<Self> {
         let (rendered, seen) = (OnceLock::new(), Instant::now());
-        Arc::new(Self { revision, before, after, rendered, seen })
+        let value = |entry: &Option<Arc<Entry>>| entry.as_ref().map_or(0, |e| e.value.len());
+        let key = after.as_ref().or(before.as_ref()).map_or(0, |entry| entry.key.len());
+        let cost_bytes = EVENT_OVERHEAD_BYTES + key + value(&before) + value(&after);
+        Arc::new(Self { revision, before, after, rendered, seen, cost_bytes })
     }
 
     /// The key that changed.
@@ -123,7 +155,6 @@ impl Event {
     /// What the history pays for keeping this event: the superseded value and, since readers may
     /// have rendered it, the new one.
     pub(crate) fn cost_bytes(&self) -> usize {
-        let value = |entry: &Option<Arc<Entry>>| entry.as_ref().map_or(0, |e| e.value.len());
-        EVENT_OVERHEAD_BYTES + self.key().len() + value(&self.before) + value(&self.after)
+        self.cost_bytes
     }
 }

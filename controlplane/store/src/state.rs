@@ -320,19 +320,41 @@ impl Evaluation<'_> {
     fn put(&mut self, key: &[u8], value: &Bytes, lease: i64) -> Result<OpResult, WriteError> {
         check_lease(self.surroundings, lease)?;
         self.touch(key)?;
-        let previous = self.state.map.get(key).cloned();
-        let key = previous.as_ref().map_or_else(|| Bytes::copy_from_slice(key), |p| p.key.clone());
-        let entry = Arc::new(Entry {
-            extracted: self.surroundings.extract.extract(&key, value).shrunk(),
-            key,
-            // A copy of the exact size: the caller's buffer may be larger, and this one lives long.
-            value: Bytes::copy_from_slice(value),
-            create_revision: previous.as_ref().map_or(self.revision, |p| p.create_revision),
-            mod_revision: self.revision,
-            version: previous.as_ref().map_or(0, |p| p.version) + 1,
-            lease,
-        });
-        self.state.insert(entry.clone());
+        let extracted = self.surroundings.extract.extract(key, value).shrunk();
+        // A copy of the exact size: the caller's buffer may be larger, and this one lives long.
+        let (value, mod_revision) = (Bytes::copy_from_slice(value), self.revision);
+        let (previous, entry) = match self.state.map.get_mut(key) {
+            Some(slot) => {
+                let (key, version) = (slot.key.clone(), slot.version + 1);
+                let create_revision = slot.create_revision;
+                let entry = Arc::new(Entry {
+                    key,
+                    value,
+                    create_revision,
+                    mod_revision,
+                    version,
+                    lease,
+                    extracted,
+                });
+                (Some(std::mem::replace(slot, entry.clone())), entry)
+            }
+            None => {
+                let (key, create_revision) = (Bytes::copy_from_slice(key), mod_revision);
+                let entry = Arc::new(Entry {
+                    key,
+                    value,
+                    create_revision,
+                    mod_revision,
+                    version: 1,
+                    lease,
+                    extracted,
+                });
+                self.state.map.insert(entry.key.clone(), entry.clone());
+                (None, entry)
+            }
+        };
+        self.state.bytes += entry.key.len() + entry.value.len();
+        self.state.bytes -= previous.as_ref().map_or(0, |p| p.key.len() + p.value.len());
         self.happened(Event::new(self.revision, previous.clone(), Some(entry.clone())));
         Ok(OpResult::Put { previous, entry })
     }

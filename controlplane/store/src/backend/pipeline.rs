@@ -28,7 +28,7 @@ use crate::txn::WriteError;
 /// More flushes at once were not faster on any device tried, and each has a thread.
 const WRITING_MAX: usize = 4;
 /// A batch of this size is worth a flush, whatever else is being written.
-const WORTH_BYTES: usize = 64 << 10;
+const WORTH_BYTES: usize = 128 << 10;
 /// Buffers kept for the next batches, and the largest that is kept.
 const BUFFERS_KEPT: usize = WRITING_MAX;
 const BUFFER_BYTES_KEPT: usize = 1 << 20;

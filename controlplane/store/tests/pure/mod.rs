@@ -186,7 +186,8 @@ impl Working {
                     extracted: Extracted {
                         index: index.into_iter().collect(),
                         ..Extracted::default()
-                    },
+                    }
+                    .into(),
                 });
                 self.map.insert(key.clone(), entry.clone());
                 let (was, is) = (previous.as_deref().map(pair), Some(pair(&entry)));

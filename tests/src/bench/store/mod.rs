@@ -7,6 +7,7 @@ pub mod million;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,8 @@ use super::{Spread, Table};
 
 /// What is put: of this size.
 pub const VALUE_BYTES: usize = 1024;
+/// Values are cut from so many random bytes, so that making them costs the store's cores little.
+const NOISE_BYTES: usize = 64 << 10;
 /// How many put at once.
 pub const WRITERS: usize = 256;
 
@@ -72,15 +75,21 @@ pub fn put(at: usize, round: u64) -> Txn {
 /// A value that no file system and no device makes smaller.
 #[must_use]
 pub fn value(at: usize, round: u64) -> Vec<u8> {
-    let mut state = (at as u64) << 32 ^ round ^ 0x9e37_79b9_7f4a_7c15;
-    let mut value = Vec::with_capacity(VALUE_BYTES);
-    while value.len() < VALUE_BYTES {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        value.extend_from_slice(&state.to_le_bytes());
-    }
+    static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let (mut state, mut noise) = (0x9e37_79b9_7f4a_7c15_u64, Vec::with_capacity(NOISE_BYTES));
+        while noise.len() < NOISE_BYTES {
+            // xorshift64
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            noise.extend_from_slice(&state.to_le_bytes());
+        }
+        noise
+    });
+    let own = [(at as u64).to_le_bytes(), round.to_le_bytes()].concat();
+    let from = at.wrapping_mul(31) % (NOISE_BYTES - VALUE_BYTES);
+    let mut value = NOISE[from..from + VALUE_BYTES].to_vec();
+    value[..own.len()].copy_from_slice(&own);
     value
 }
 

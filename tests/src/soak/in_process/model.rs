@@ -168,7 +168,7 @@ impl Working {
             mod_revision: self.revision,
             version: previous.as_ref().map_or(1, |p| p.version + 1),
             lease,
-            extracted: FirstByte.extract(key, value),
+            extracted: FirstByte.extract(key, value).into(),
         });
         self.map.insert(key.to_vec(), entry.clone());
         self.change(previous.clone(), Some(entry.clone()));

@@ -76,12 +76,12 @@ fn message(event: &revision::Event, shape: Shape) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::revision::{Entry, Extracted};
+    use crate::revision::{Entry, Extracts};
 
     fn event(revision: i64, bytes: usize) -> Arc<revision::Event> {
         let value = vec![0; bytes].into();
         let (create_revision, mod_revision) = (revision, revision);
-        let (key, extracted) = ("k".into(), Extracted::default());
+        let (key, extracted) = ("k".into(), Extracts::default());
         let entry =
             Entry { key, value, create_revision, mod_revision, version: 1, lease: 0, extracted };
         revision::Event::new(revision, None, Some(Arc::new(entry)))
