@@ -12,6 +12,8 @@ pub(crate) mod messages;
 mod refusal;
 mod route;
 mod serve;
+#[cfg(test)]
+mod suite;
 mod watching;
 mod wire;
 

@@ -15,7 +15,7 @@ use crate::grpc::messages::kv::{
 use crate::grpc::messages::{KeyValue, ResponseHeader};
 use crate::grpc::refusal::Refusal;
 use crate::revision::{Entry, Revision};
-use crate::txn::{OpResult, Txn, TxnResult};
+use crate::txn::{OpResult, Txn, TxnResult, WriteError};
 
 impl From<&Entry> for KeyValue {
     fn from(entry: &Entry) -> Self {
@@ -46,10 +46,23 @@ impl Services {
 
     pub(super) async fn put(&self, request: PutRequest) -> Result<PutResponse, Refusal> {
         request::check_put(&request)?;
-        let result = self.store().txn(Txn::of(vec![request::put(&request)])).await?;
+        let result = match self.store().txn(Txn::of(vec![request::put(&request)])).await {
+            Ok(result) => result,
+            Err(error) => return Err(self.put_refusal(&request, error).await),
+        };
         let header = self.header(result.revision);
         let previous = result.responses.into_iter().next();
         Ok(PutResponse { header, prev_kv: previous_of(&request, previous.as_ref()) })
+    }
+
+    /// Alone a put that lacks both its key and its lease lacks the lease; inside a transaction it lacks the key.
+    async fn put_refusal(&self, request: &PutRequest, error: WriteError) -> Refusal {
+        let lacks_key = matches!(error, WriteError::KeyNotFound { .. });
+        if lacks_key && request.lease != 0 {
+            let lease = self.store().lease_time_to_live(request.lease).await;
+            return lease.err().unwrap_or(error).into();
+        }
+        error.into()
     }
 
     pub(super) async fn delete_range(

@@ -231,3 +231,26 @@ impl Stream {
         self.outlet.send(WatchResponse { header, watch_id: NO_WATCH, ..Default::default() }).await
     }
 }
+
+/// A stream of one watch without a client: what it would be sent, without the prefix.
+#[cfg(test)]
+pub(in crate::grpc) async fn for_suite(
+    services: Services,
+    request: &WatchCreateRequest,
+) -> (impl Sized, mpsc::Receiver<Bytes>) {
+    const PREFIX_BYTES: usize = 5;
+    let ((sender, mut pieces), (told, messages)) =
+        (mpsc::channel(RESPONSES_MAX), mpsc::channel(RESPONSES_MAX));
+    let (ended, endings) = mpsc::channel(RESPONSES_MAX);
+    let outlet = Outlet { services, sender };
+    let mut stream = Stream { outlet, watches: HashMap::new(), next_id: 0, ended };
+    stream.create(request.clone()).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(Piece::Message(message)) = pieces.recv().await {
+            if told.send(message.slice(PREFIX_BYTES..)).await.is_err() {
+                return;
+            }
+        }
+    });
+    ((stream, endings), messages)
+}

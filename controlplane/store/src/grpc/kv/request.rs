@@ -68,11 +68,18 @@ pub(super) fn range(request: &RangeRequest) -> Result<Range, Refusal> {
     check_range(request)?;
     let limit = match usize::try_from(request.limit) {
         _ if request.count_only => 1,
+        // One more, which is sorted with the others before the limit cuts: so does etcd.
+        Ok(limit @ 1..) if sorted_behind(request) => limit.saturating_add(1),
         Ok(limit) if !whole(request) => limit,
         _ => 0,
     };
     let revision = Some(request.revision).filter(|revision| *revision != 0);
     Ok(Range { keys: keys(&request.key, &request.range_end), revision, limit })
+}
+
+/// Another order than the keys', without saying which.
+fn sorted_behind(request: &RangeRequest) -> bool {
+    !whole(request) && request.sort_target() != SortTarget::Key
 }
 
 pub(super) fn txn(request: &TxnRequest) -> Result<Txn, Refusal> {
