@@ -20,6 +20,8 @@ use store::{
 };
 
 const WITHIN: Duration = Duration::from_secs(30);
+/// Measured: 1.7 to 2.2 s. etcd gives up what a dead leader was given after 6 s with the timing of these tests.
+const SLOWEST: Duration = Duration::from_millis(4_500);
 
 async fn open(etcd: EtcdConfig) -> Store {
     Store::open_etcd(etcd, Config::new("")).await.unwrap()
@@ -133,7 +135,7 @@ async fn no_acknowledged_write_is_lost_when_members_are_killed() {
     if !RealEtcd::is_here() {
         return;
     }
-    under_load(async |etcd, count| {
+    let slowest = under_load(async |etcd, count| {
         for member in [0, 1, 2, 0] {
             more(count, 200).await;
             etcd.kill_member(member);
@@ -143,6 +145,7 @@ async fn no_acknowledged_write_is_lost_when_members_are_killed() {
         }
     })
     .await;
+    assert!(slowest < SLOWEST, "{slowest:?}");
 }
 
 #[tokio::test]
@@ -160,8 +163,7 @@ async fn a_member_that_hangs_is_left() {
         }
     })
     .await;
-    // Two seconds to leave it; a hung leader costs what it was given and an election more, as etcd says after 5 s and two elections.
-    assert!(slowest < Duration::from_secs(9), "{slowest:?}");
+    assert!(slowest < SLOWEST, "{slowest:?}");
 }
 
 #[tokio::test]

@@ -74,6 +74,7 @@ async fn question(shared: &Shared) -> Result<(), WriteError> {
     let request = RangeRequest { key, count_only: true, ..RangeRequest::default() };
     let asked = shared.client.unary::<_, RangeResponse>(RANGE, request, Repeat::Always).await;
     let answer = asked.map_err(|failure| unavailable(failure.to_string()))?;
+    shared.client.note(answer.header.as_ref());
     let header = answer.header.ok_or_else(|| unreadable("no header"))?;
     shared.published_at(header.revision).await.map_err(|error| unavailable(error.to_string()))?;
     Ok(())

@@ -4,7 +4,7 @@
 mod link;
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 pub(crate) use self::link::Link;
-use self::link::Member;
+use self::link::{GivenUp, Member};
+use crate::grpc::messages::ResponseHeader;
 use crate::log::OpenError;
 
 /// How long a member may take to be connected to. Another one is as good.
@@ -132,6 +133,8 @@ pub(crate) struct Client {
     members: Box<[Member]>,
     /// The member that is asked.
     current: AtomicUsize,
+    /// The highest term that any member told.
+    term: Arc<AtomicU64>,
     /// Why a request failed last.
     trouble: Mutex<Option<Failure>>,
 }
@@ -143,10 +146,11 @@ impl Client {
             endpoints: url.to_owned(),
             reason: reason.to_string(),
         };
+        let term = Arc::new(AtomicU64::new(0));
         let member = |url: &String| {
             let endpoint = config.endpoint(url).map_err(|error| bad(url, &chain(&error)))?;
             match endpoint.uri().scheme_str() {
-                Some("http" | "https") => Ok(Member::new(url, endpoint)),
+                Some("http" | "https") => Ok(Member::new(url, endpoint, term.clone())),
                 _ => Err(bad(url, &"not an http:// or https:// URL")),
             }
         };
@@ -154,7 +158,7 @@ impl Client {
         if members.is_empty() {
             return Err(bad("", &"no endpoint was given"));
         }
-        Ok(Self { members, current: AtomicUsize::new(0), trouble: Mutex::default() })
+        Ok(Self { members, current: AtomicUsize::new(0), term, trouble: Mutex::default() })
     }
 
     /// A connection to the member that is asked, or to the next that can be connected to.
@@ -228,6 +232,12 @@ impl Client {
         }
     }
 
+    /// Takes note of the term that an answer tells.
+    pub(crate) fn note(&self, header: Option<&ResponseHeader>) {
+        let term = header.map_or(0, |header| header.raft_term);
+        self.term.fetch_max(term, Ordering::Relaxed);
+    }
+
     /// Why a request failed last, for who gave up waiting.
     pub(crate) fn trouble(&self) -> Option<Failure> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -247,9 +257,14 @@ impl Client {
         };
         let answered = tokio::time::timeout(REQUEST_TIMEOUT, link.watched(SLOW, asked)).await;
         let failure = match answered {
-            Ok(Some(Ok(answer))) => return Ok(answer.into_inner()),
-            Ok(Some(Err(status))) => self.failed(&link, &status),
-            Ok(None) => Failure::unknown(format_args!("{} stopped answering", link.url())),
+            Ok(Ok(Ok(answer))) => return Ok(answer.into_inner()),
+            Ok(Ok(Err(status))) => self.failed(&link, &status),
+            Ok(Err(GivenUp::LeaderChanged)) => {
+                return Err(Failure::unknown("the datastore changed its leader under the request"));
+            }
+            Ok(Err(GivenUp::Dead)) => {
+                Failure::unknown(format_args!("{} stopped answering", link.url()))
+            }
             Err(_) => Failure::unknown(format_args!("{} does not answer", link.url())),
         };
         if !matches!(failure, Failure::Refused { .. }) {
@@ -302,9 +317,9 @@ impl Client {
         };
         let answered = tokio::time::timeout(REQUEST_TIMEOUT, link.watched(SLOW, asked)).await;
         match answered {
-            Ok(Some(Ok(stream))) => Ok(stream.into_inner()),
-            Ok(Some(Err(status))) => Err(self.failed(link, &status)),
-            Ok(None) | Err(_) => {
+            Ok(Ok(Ok(stream))) => Ok(stream.into_inner()),
+            Ok(Ok(Err(status))) => Err(self.failed(link, &status)),
+            Ok(Err(_)) | Err(_) => {
                 Err(Failure::unknown(format_args!("{} does not answer", link.url())))
             }
         }

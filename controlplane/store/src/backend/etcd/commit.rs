@@ -48,6 +48,7 @@ pub(crate) async fn txn(shared: &Shared, txn: Txn) -> Result<TxnResult, WriteErr
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let asked = shared.client.unary::<_, TxnResponse>(TXN, request, Repeat::IfNotSent).await;
     let answer = asked.map_err(|failure| refused(shared, &txn, bytes, failure))?;
+    shared.client.note(answer.header.as_ref());
     let header = answer.header.ok_or_else(|| unreadable("no header"))?;
     let revision = shared.published_at(header.revision).await?;
     Decoding { shared, revision }.txn(&txn, answer)

@@ -195,6 +195,7 @@ impl Feed {
         message: WatchResponse,
         pieces: &mut Vec<WireEvent>,
     ) -> Result<(), End> {
+        self.shared.client.note(message.header.as_ref());
         if message.compact_revision > 0 {
             let (next, gone) = (self.reached + 1, message.compact_revision);
             let reason = format!("revision {next} is compacted (up to {gone})");

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -32,12 +32,13 @@ struct State {
 pub(super) struct Member {
     url: Arc<str>,
     endpoint: Endpoint,
+    term: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
 impl Member {
-    pub(super) fn new(url: &str, endpoint: Endpoint) -> Self {
-        Self { url: url.into(), endpoint, state: Mutex::default() }
+    pub(super) fn new(url: &str, endpoint: Endpoint, term: Arc<AtomicU64>) -> Self {
+        Self { url: url.into(), endpoint, term, state: Mutex::default() }
     }
 
     pub(super) fn url(&self) -> &str {
@@ -59,7 +60,7 @@ impl Member {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.endpoint.connect()).await;
         let reason: Arc<str> = match connected {
             Ok(Ok(channel)) => {
-                let link = Link::new(self.url.clone(), channel);
+                let link = Link::new(self.url.clone(), channel, self.term.clone());
                 *state = State { link: Some(link.clone()), failed: None };
                 return Ok(link);
             }
@@ -76,6 +77,17 @@ struct Shared {
     url: Arc<str>,
     dead: watch::Sender<bool>,
     probing: AtomicBool,
+    /// The highest term that any member told; a leader has one of its own.
+    term: Arc<AtomicU64>,
+}
+
+/// Why a request was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// The connection died under it.
+    Dead,
+    /// Another leader came, who knows nothing of it.
+    LeaderChanged,
 }
 
 /// A connection. Clones are the same one.
@@ -86,9 +98,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(url: Arc<str>, channel: Channel) -> Self {
+    fn new(url: Arc<str>, channel: Channel, term: Arc<AtomicU64>) -> Self {
         let (dead, probing) = (watch::Sender::new(false), AtomicBool::new(false));
-        Self { channel, shared: Arc::new(Shared { url, dead, probing }) }
+        Self { channel, shared: Arc::new(Shared { url, dead, probing, term }) }
+    }
+
+    fn term(&self) -> u64 {
+        self.shared.term.load(Ordering::Relaxed)
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -115,20 +131,24 @@ impl Link {
         drop(dead.wait_for(|dead| *dead).await);
     }
 
-    /// Runs a request; `None`: the connection died under it. One that takes longer than `slow` makes the member be probed.
+    /// Runs a request. One that takes longer than `slow` makes the member be probed; it is given up when the member doesn't answer, and
+    /// a while after another leader came: what the last one was given, etcd itself gives up after five seconds and more.
     pub(super) async fn watched<T>(
         &self,
         slow: Duration,
         request: impl Future<Output = T>,
-    ) -> Option<T> {
-        let mut request = std::pin::pin!(request);
-        let died = std::pin::pin!(self.died());
-        let mut died = died;
+    ) -> Result<T, GivenUp> {
+        let (mut request, mut died) = (std::pin::pin!(request), std::pin::pin!(self.died()));
+        let (term, mut pause, mut changed) = (self.term(), slow, None::<Instant>);
         loop {
             tokio::select! {
-                done = &mut request => return Some(done),
-                () = &mut died => return None,
-                () = tokio::time::sleep(slow) => self.probe(),
+                done = &mut request => return Ok(done),
+                () = &mut died => return Err(GivenUp::Dead),
+                () = tokio::time::sleep(pause) => self.probe(),
+            }
+            pause = slow / 2;
+            if self.term() > term && changed.get_or_insert_with(Instant::now).elapsed() >= slow {
+                return Err(GivenUp::LeaderChanged);
             }
         }
     }
@@ -161,7 +181,11 @@ impl Link {
             };
             // A refusal is an answer, too.
             let answered = match tokio::time::timeout(PROBE_TIMEOUT, asked).await {
-                Ok(Ok(_)) => true,
+                Ok(Ok(answer)) => {
+                    let term = answer.into_inner().header.map_or(0, |header| header.raft_term);
+                    link.shared.term.fetch_max(term, Ordering::Relaxed);
+                    true
+                }
                 Ok(Err(status)) => !super::is_local(&status),
                 Err(_) => false,
             };
