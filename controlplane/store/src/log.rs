@@ -376,12 +376,11 @@ impl Log {
     pub(crate) fn chore_done(&mut self, done: Done) {
         match done {
             Done::Spare(size) => self.spare = size.map_or(Spare::None, Spare::Made),
-            Done::Removed { spare, checkpoints, segments } => {
-                self.spare = match spare {
-                    Some(size) => Spare::Made(size),
-                    None if self.spare == Spare::Making => Spare::None,
-                    None => self.spare,
-                };
+            Done::Removed { made_spare, checkpoints, segments } => {
+                // A spare file that another chore makes is not this one's to speak of.
+                if let Some(size) = made_spare {
+                    self.spare = size.map_or(Spare::None, Spare::Made);
+                }
                 self.removal_failed = !checkpoints.is_empty() || !segments.is_empty();
                 // What could not be removed stays in the lists, since recovery will find it too.
                 self.checkpoints.splice(..0, checkpoints);

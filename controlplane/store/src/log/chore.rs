@@ -27,22 +27,27 @@ pub(crate) enum Chore {
 pub(crate) enum Done {
     /// The size of the spare file, when there is one now.
     Spare(Option<u64>),
-    /// The same, and what could not be removed.
-    Removed { spare: Option<u64>, checkpoints: Vec<CheckpointInfo>, segments: Vec<SegmentInfo> },
+    /// The same, if the spare file was this chore's to make, and what could not be removed.
+    Removed {
+        made_spare: Option<Option<u64>>,
+        checkpoints: Vec<CheckpointInfo>,
+        segments: Vec<SegmentInfo>,
+    },
 }
 
 impl Chore {
     pub(crate) fn run(self) -> Done {
         match self {
             Self::Remove { disk, mut checkpoints, mut segments, mut bytes_min } => {
-                let mut spare = None;
+                let (mut spare, makes_spare) = (None, bytes_min.is_some());
                 let removed = remove_checkpoints(&*disk, &mut checkpoints).and_then(|()| {
                     remove_segments(&*disk, &mut segments, &mut bytes_min, &mut spare)
                 });
                 if let Err(error) = removed {
                     tracing::warn!(%error, "an unneeded file of the log stays");
                 }
-                Done::Removed { spare, checkpoints, segments }
+                let made_spare = makes_spare.then_some(spare);
+                Done::Removed { made_spare, checkpoints, segments }
             }
             Self::MakeSpare { disk, counters, bytes } => {
                 let made = disk.create(SPARE, bytes).and_then(|file| file.sync());

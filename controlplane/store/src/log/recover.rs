@@ -1,6 +1,8 @@
 //! Owns the reading of segments: which records are good, what is a torn tail and cut, what is damage and refused (see `record` for the rule).
 //! What the records mean is [`Replay`]'s.
 
+use std::collections::VecDeque;
+
 use crate::log::checkpoint::CheckpointInfo;
 use crate::log::disk::{Disk, DiskFile};
 use crate::log::payload::Reader;
@@ -38,6 +40,8 @@ struct Recovery<'a> {
     /// Of the last good record.
     revision: Revision,
     end: Option<End>,
+    /// Sequences and offsets of this segment's last records, which nothing says were durable.
+    unconfirmed: VecDeque<(u64, usize)>,
 }
 
 /// An open segment.
@@ -71,7 +75,8 @@ pub(crate) fn recover(
         return Err(OpenError::damaged(&segments[0].name(), 0, revision, what));
     }
     let last_sequence = first - 1;
-    let mut recovery = Recovery { disk, replay, base, last_sequence, revision, end: None };
+    let (end, unconfirmed) = (None, VecDeque::new());
+    let mut recovery = Recovery { disk, replay, base, last_sequence, revision, end, unconfirmed };
     let mut last = None;
     let mut good = Vec::new();
     for (at, info) in segments.iter().enumerate() {
@@ -87,6 +92,7 @@ pub(crate) fn recover(
     }
     if let Some(open) = &last {
         recovery.cut_torn_tail(open)?;
+        recovery.write_unconfirmed(open)?;
         // What another process wrote may not be flushed yet, and will be called durable by the next record.
         open.file.sync().map_err(OpenError::io(&open.name, "flushed"))?;
     }
@@ -132,6 +138,8 @@ impl Recovery<'_> {
     /// Replays the good records and returns the offset behind them.
     fn records(&mut self, name: &str, bytes: &[u8], salt: u32) -> Result<usize, OpenError> {
         let mut offset = FILE_HEAD_BYTES;
+        // The head says that everything before it was durable.
+        self.unconfirmed.clear();
         loop {
             match parse(&bytes[offset..], salt) {
                 Parsed::Record { header, payload, bytes }
@@ -169,6 +177,10 @@ impl Recovery<'_> {
         payload: &[u8],
     ) -> Result<(), OpenError> {
         self.last_sequence = header.sequence;
+        self.unconfirmed.push_back((header.sequence, offset));
+        while self.unconfirmed.front().is_some_and(|(own, _)| *own <= header.durable) {
+            self.unconfirmed.pop_front();
+        }
         if header.sequence <= self.base {
             return Ok(());
         }
@@ -176,6 +188,17 @@ impl Recovery<'_> {
         replayed.ok_or_else(|| self.damaged(name, offset, "the payload is not a change"))?;
         self.revision = header.revision;
         Ok(())
+    }
+
+    /// Writes once more what may never have reached the disk. After a flush that failed, readers still see what was written, and a later
+    /// flush succeeds without it.
+    fn write_unconfirmed(&self, open: &Open) -> Result<(), OpenError> {
+        let Some((_, first)) = self.unconfirmed.front() else { return Ok(()) };
+        let mut bytes = vec![0; open.offset.saturating_sub(*first)];
+        let read = open.file.read_at(*first as u64, &mut bytes);
+        bytes.truncate(read.map_err(OpenError::io(&open.name, "read"))?);
+        let written = open.file.write_at(*first as u64, &bytes);
+        written.map_err(OpenError::io(&open.name, "written"))
     }
 
     /// Zeroes the whole records that stand behind the good ones and were never acknowledged: one of them could follow, of the right

@@ -1,9 +1,10 @@
 //! A disk in memory whose power can be cut between any two operations, whose operations fail on command, and whose syncs come
 //! when the harness lets them: in any order, each covering only what was written before it began.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,14 +13,14 @@ use store::{Disk, DiskFile};
 use super::media::{Cut, Inode, Media};
 use super::random::Random;
 
+/// ENOSPC.
+const NO_SPACE: i32 = 28;
+
 /// So many operations are remembered.
 const TRAIL_MAX: usize = 60;
 
 /// How long a sync waits to be let through before it goes on by itself: a harness that forgot it would hang.
 const GATE_PATIENCE: Duration = Duration::from_secs(20);
-
-/// Whether what a failed sync covered stays lost though later syncs succeed, as Linux has it.
-const FAILED_SYNCS_FORGET: bool = false;
 
 /// An image of the disk at some moment, and what had been acknowledged by then.
 #[derive(Debug, Clone)]
@@ -53,6 +54,8 @@ struct State {
     operations: u64,
     off: bool,
     failed: bool,
+    /// How often a sync of each file failed.
+    errors: BTreeMap<Inode, u64>,
     plan: Plan,
     images: Vec<Image>,
     mark: i64,
@@ -97,6 +100,7 @@ impl CrashDisk {
             operations: 0,
             off: false,
             failed: false,
+            errors: BTreeMap::new(),
             plan: Plan::default(),
             images: Vec::new(),
             mark: 0,
@@ -236,7 +240,7 @@ impl CrashDisk {
         let now = *operations;
         if plan.failing.is_some_and(|(first, end)| (first..end).contains(&now)) {
             state.failed = true;
-            return Err(io::Error::from_raw_os_error(28));
+            return Err(io::Error::from_raw_os_error(NO_SPACE));
         }
         let kept = state.plan.images_percent;
         if kept > 0 && state.random.percent(kept) {
@@ -298,33 +302,38 @@ impl CrashDisk {
         Ok(moment)
     }
 
-    /// A sync: `end` makes durable what it covers, `fail` is what a failed one leaves.
-    fn sync_point(
-        &self,
-        name: &str,
-        end: impl FnOnce(&mut Media, u64),
-        fail: impl FnOnce(&mut Media, u64),
-    ) -> io::Result<()> {
+    /// A sync of names, or of a file through one of its handles.
+    fn sync_point(&self, name: &str, file: Option<&CrashFile>) -> io::Result<()> {
         let moment = self.turn()?;
-        match self.operation("sync", name, 0) {
-            Ok(mut state) => {
-                let goes = state.plan.power_off_at.is_some_and(|at| at <= state.operations);
-                if !goes || state.random.percent(50) {
-                    end(&mut state.media, moment);
-                }
-                self.done(state)
-            }
+        let mut state = match self.operation("sync", name, 0) {
+            Ok(state) => state,
             Err(error) => {
-                if FAILED_SYNCS_FORGET {
-                    fail(&mut self.lock().media, moment);
+                let mut state = self.lock();
+                if let Some(file) = file.filter(|_| !state.off) {
+                    state.media.doom(file.inode, moment);
+                    *state.errors.entry(file.inode).or_default() += 1;
+                    file.is_told(&state);
                 }
-                Err(error)
+                return Err(error);
+            }
+        };
+        if file.is_some_and(|file| file.is_told(&state)) {
+            return Err(io::Error::from_raw_os_error(NO_SPACE));
+        }
+        let goes = state.plan.power_off_at.is_some_and(|at| at <= state.operations);
+        if !goes || state.random.percent(50) {
+            match file {
+                Some(file) => state.media.sync(file.inode, moment),
+                None => state.media.sync_names(moment),
             }
         }
+        self.done(state)
     }
 
     fn file(&self, name: &str, inode: Inode) -> Arc<dyn DiskFile> {
-        Arc::new(CrashFile { disk: self.clone(), inode, name: name.to_owned() })
+        let told = self.lock().errors.get(&inode).copied().unwrap_or_default();
+        let (disk, name, told) = (self.clone(), name.to_owned(), AtomicU64::new(told));
+        Arc::new(CrashFile { disk, inode, name, told })
     }
 }
 
@@ -371,7 +380,7 @@ impl Disk for CrashDisk {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        self.sync_point("names", Media::sync_names, |_, _| {})
+        self.sync_point("names", None)
     }
 }
 
@@ -380,6 +389,16 @@ struct CrashFile {
     disk: CrashDisk,
     inode: Inode,
     name: String,
+    /// So many failures of the file's syncs were told to this handle: each handle is told of each, once.
+    told: AtomicU64,
+}
+
+impl CrashFile {
+    /// Whether the handle hears of a failure only now.
+    fn is_told(&self, state: &State) -> bool {
+        let errors = state.errors.get(&self.inode).copied().unwrap_or_default();
+        self.told.swap(errors, Ordering::Relaxed) < errors
+    }
 }
 
 impl DiskFile for CrashFile {
@@ -406,8 +425,6 @@ impl DiskFile for CrashFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let inode = self.inode;
-        let end = |media: &mut Media, moment| media.sync(inode, moment);
-        self.disk.sync_point(&self.name, end, |media, moment| media.doom(inode, moment))
+        self.disk.sync_point(&self.name, Some(self))
     }
 }

@@ -28,6 +28,17 @@ struct Write {
     change: Change,
 }
 
+impl Write {
+    fn overlaps(&self, other: &Self) -> bool {
+        match (&self.change, &other.change) {
+            (Change::Bytes(own, bytes), Change::Bytes(offset, others)) => {
+                *own < offset + others.len() && *offset < own + bytes.len()
+            }
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Content {
     /// As running processes see it.
@@ -104,8 +115,12 @@ impl Media {
         self.clock
     }
 
-    /// Makes a file; what had the name is replaced.
+    /// Makes a file; one that has the name is emptied, for whoever has it open as well.
     pub fn create(&mut self, name: &str) -> Inode {
+        if let Some(inode) = self.find(name) {
+            self.resize(inode, 0);
+            return inode;
+        }
         self.last_inode += 1;
         let inode = self.last_inode;
         self.contents.insert(inode, Content::default());
@@ -165,6 +180,9 @@ impl Media {
             if write.at > moment || write.doomed {
                 content.unsynced.push(write);
             } else {
+                // What is durable is not undone by what was written before it.
+                let earlier = |other: &Write| other.at < write.at && other.overlaps(&write);
+                content.unsynced.retain(|other| !earlier(other));
                 apply(&mut content.durable, write.change);
             }
         }
