@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod secrets;
 pub mod snapshot;
 pub mod status;
+pub mod takeover;
 pub mod tls;
 pub mod tokens;
 pub mod upkeep;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use apiserver::ApiServer;
 use jiff::Timestamp;
+use store::Store;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
 use crate::upkeep::Upkeep;
-use crate::{addresses, components, datastore, dns_service, kubeconfig, status, tokens};
+use crate::{addresses, components, datastore, dns_service, kubeconfig, status, takeover, tokens};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
 const WORKERS: usize = 2;
@@ -67,9 +68,7 @@ async fn master(config: Config) -> anyhow::Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir);
     made.with_context(|| config.data_dir.display().to_string())?;
     // First the store: its lock says that no other process has the folder.
-    let loaded = Loaded::read(&config.data_dir, config.cluster_secret_file.as_deref())?;
-    let store = Box::pin(datastore::open(&config, &loaded)).await?;
-    let secrets = Secrets::open(store.clone(), loaded).await?;
+    let (store, secrets) = Box::pin(open_store(&config)).await?;
     let identity = Identity::open(config, &secrets, Timestamp::now()).await?;
     let upkeep = Upkeep {
         store: store.clone(),
@@ -83,6 +82,28 @@ async fn master(config: Config) -> anyhow::Result<()> {
     store.close().await;
     tracing::info!("stopped");
     result
+}
+
+/// The store, opened with the cluster secret, and what the masters share in it.
+async fn open_store(config: &Config) -> anyhow::Result<(Store, Secrets)> {
+    let opened = async || {
+        let loaded = Loaded::read(&config.data_dir, config.cluster_secret_file.as_deref())?;
+        let store = Box::pin(datastore::open(config, &loaded)).await?;
+        anyhow::Ok((store.clone(), Secrets::open(store, loaded).await?))
+    };
+    let (store, secrets) = opened().await?;
+    if config.datastore.is_some() || !secrets.ring().met_plain() {
+        return Ok((store, secrets));
+    }
+    drop(secrets);
+    match takeover::renew(&config.data_dir, store).await {
+        Ok(()) => tracing::info!("wrote the log anew: it held Secrets that were not encrypted"),
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!(%error, "the log could not be written anew: it holds Secrets that are not encrypted until it is written over");
+        }
+    }
+    opened().await
 }
 
 fn listen(address: Option<IpAddr>, port: u16) -> anyhow::Result<TcpListener> {

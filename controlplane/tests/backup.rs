@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use controlplane::datastore::settings;
+use controlplane::secrets::Loaded;
 use real_etcd::RealEtcd;
 use running::{DEADLINE, Master, controlplane, free_port, told};
+use store::{Op, Store, Txn};
 
 fn refused(mut command: Command) -> String {
     let output = command.output().unwrap();
@@ -248,4 +251,31 @@ fn masters_on_one_etcd_share_the_cluster_secret_and_nothing_stands_there_plain()
     let _third = Master::start(&third.dir, &third.port, &[]);
     let list = told(controlplane(&third.dir, &["token", "list"]).output().unwrap());
     assert!(list.contains(&third.token_id), "{list}");
+}
+
+#[test]
+fn secrets_from_before_there_was_encryption_leave_every_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("data");
+    let key = "/registry/secrets/default/old";
+    let value = r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"old","namespace":"default","uid":"u"},"data":{"a":"b2xkLXZhbHVl"}}"#;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(store::Config::new(dir.join("store"))).unwrap();
+        store.txn(Txn::of(vec![Op::put(key, value)])).await.unwrap();
+        store.close().await;
+    });
+    assert!(!holding(&dir, &["b2xkLXZhbHVl"]).is_empty(), "the search finds what is there");
+    let port = free_port();
+    let mut master = Master::start(&dir, &port, &[]);
+    let found = holding(&dir, &["b2xkLXZhbHVl"]);
+    assert!(found.is_empty(), "{found:?}");
+    assert!(master.terminate());
+    let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("renewed")), "{names:?}");
+    let loaded = Loaded::read(&dir, None).unwrap();
+    let store = Store::open(settings(dir.join("store"), &loaded)).unwrap();
+    assert_eq!(store.get(key.as_bytes()).unwrap().value, value);
+    assert!(!loaded.ring().met_plain());
 }

@@ -1,6 +1,7 @@
 //! Owns the keys that seal values: learned from entries of the store, each sealed with the cluster secret. The newest one that a state
 //! has seals, all open. Keys are never forgotten while the program runs: files may hold what they sealed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use super::{ClusterSecret, KEY_BYTES, Seal, SealError, decrypt, encrypt, is_sealed, parse};
@@ -30,6 +31,7 @@ pub struct Keyring {
     sealed_prefixes: Vec<Vec<u8>>,
     /// Oldest first.
     keys: RwLock<Vec<Key>>,
+    met_plain: AtomicBool,
 }
 
 impl std::fmt::Debug for Keyring {
@@ -45,8 +47,13 @@ impl Keyring {
         keys_prefix: impl Into<Vec<u8>>,
         sealed_prefixes: Vec<Vec<u8>>,
     ) -> Self {
-        let keys = RwLock::default();
-        Self { secret, keys_prefix: keys_prefix.into(), sealed_prefixes, keys }
+        let (keys, met_plain) = (RwLock::default(), AtomicBool::new(false));
+        Self { secret, keys_prefix: keys_prefix.into(), sealed_prefixes, keys, met_plain }
+    }
+
+    /// Whether a value was opened that was stored before values were sealed.
+    pub fn met_plain(&self) -> bool {
+        self.met_plain.load(Ordering::Relaxed)
     }
 
     /// What seals the keys.
@@ -98,6 +105,7 @@ impl Seal for Keyring {
 
     fn open(&self, key: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
         if !is_sealed(sealed) {
+            self.met_plain.store(true, Ordering::Relaxed);
             return Ok(sealed.to_vec());
         }
         let envelope = parse(sealed)?;
@@ -172,7 +180,9 @@ mod tests {
                 assert!(ring.open(AT, &sealed[..at]).is_err(), "cut at {at}");
             }
         }
+        assert!(!ring.met_plain());
         assert_eq!(ring.open(AT, b"{}").unwrap(), b"{}", "stored before values were sealed");
+        assert!(ring.met_plain());
     }
 
     const MAGIC_BYTES: usize = 4;
