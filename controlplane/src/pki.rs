@@ -188,6 +188,12 @@ impl Pki {
         }
     }
 
+    /// Whether what this process holds is as wanted. Reads no file: reading one costs a write, that of its access time.
+    pub fn is_good(&self, held: &Pair, wanted: &Wanted, now: Timestamp) -> bool {
+        let facts = facts(&held.certificate_pem);
+        matches!(plan(wanted, facts.as_ref(), &self.authority, now), Plan::Keep)
+    }
+
     /// Writes the public half of the key that signs service-account tokens to `sa.pub`, where it isn't there.
     ///
     /// # Errors

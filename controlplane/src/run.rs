@@ -236,14 +236,13 @@ impl Identity {
 
     /// Renews what is about to end or lacks an address.
     fn renew(&mut self, now: Timestamp) -> anyhow::Result<()> {
-        let serving = self.pki.ensure(&wanted_serving(&self.config, self.advertise)?, now)?;
-        if serving != self.serving {
-            self.shown.replace(&serving)?;
-            self.serving = serving;
+        let wanted = wanted_serving(&self.config, self.advertise)?;
+        if !self.pki.is_good(&self.serving, &wanted, now) {
+            self.serving = self.pki.ensure(&wanted, now)?;
+            self.shown.replace(&self.serving)?;
         }
-        let admin = self.pki.ensure(&wanted_admin(), now)?;
-        if admin != self.admin {
-            self.admin = admin;
+        if !self.pki.is_good(&self.admin, &wanted_admin(), now) {
+            self.admin = self.pki.ensure(&wanted_admin(), now)?;
             self.save_kubeconfig()?;
         }
         Ok(())

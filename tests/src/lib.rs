@@ -10,6 +10,7 @@
 pub mod audit;
 pub mod bench;
 pub mod fixture;
+pub mod idle;
 pub mod lab;
 pub mod load;
 pub mod scenario;

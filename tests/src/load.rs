@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -16,22 +17,50 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between two requests, so that the load leaves the machine to what it tests.
 const PACE: Duration = Duration::from_millis(5);
 
-/// Requests that went well, and why the others did not.
-#[derive(Debug, Default)]
+/// A request, by when it was begun, and why it failed if it did.
+#[derive(Debug)]
+pub struct Request {
+    begun: Instant,
+    failure: Option<String>,
+}
+
+/// What became of every request, in the order in which they were begun.
+#[derive(Debug)]
 pub struct Outcome {
-    /// Answered with 200.
-    pub good: usize,
-    /// What went wrong, and how long after the beginning.
-    pub bad: Vec<String>,
+    begin: Instant,
+    requests: Vec<Request>,
 }
 
 impl Outcome {
+    /// How many were answered with 200.
+    #[must_use]
+    pub fn good(&self) -> usize {
+        self.requests.iter().filter(|request| request.failure.is_none()).count()
+    }
+
     /// An error with the first failures when a request failed or too few were made.
     pub fn judge(&self, least: usize) -> Result<()> {
-        let (good, bad) = (self.good, self.bad.len());
-        let first = &self.bad[..bad.min(5)];
-        ensure!(bad == 0, "{bad} of {} requests failed: {first:?}", good + bad);
-        ensure!(good >= least, "only {good} requests were made");
+        let now = Instant::now();
+        self.judge_outside(least, now..now)
+    }
+
+    /// The same, but for requests that were begun in `disturbed`: some of those must have been answered, others
+    /// may have failed.
+    pub fn judge_outside(&self, least: usize, disturbed: Range<Instant>) -> Result<()> {
+        let (inside, outside): (Vec<&Request>, Vec<&Request>) =
+            self.requests.iter().partition(|request| disturbed.contains(&request.begun));
+        let bad: Vec<String> = outside
+            .iter()
+            .filter_map(|request| {
+                let failure = request.failure.as_ref()?;
+                Some(format!("after {:.2?}: {failure}", request.begun - self.begin))
+            })
+            .collect();
+        let first = &bad[..bad.len().min(5)];
+        ensure!(bad.is_empty(), "{} of {} requests failed: {first:?}", bad.len(), outside.len());
+        ensure!(outside.len() >= least, "only {} requests were made", outside.len());
+        let answered = inside.iter().filter(|request| request.failure.is_none()).count();
+        ensure!(inside.is_empty() || answered > 0, "no request of {} was answered", inside.len());
         Ok(())
     }
 }
@@ -65,13 +94,11 @@ impl Requests {
 }
 
 fn ask_until(address: SocketAddr, stop: &AtomicBool) -> Outcome {
-    let begin = Instant::now();
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { begin: Instant::now(), requests: Vec::new() };
     while !stop.load(Ordering::Relaxed) {
-        match ask(address) {
-            Ok(()) => outcome.good += 1,
-            Err(error) => outcome.bad.push(format!("after {:.2?}: {error:#}", begin.elapsed())),
-        }
+        let begun = Instant::now();
+        let failure = ask(address).err().map(|error| format!("{error:#}"));
+        outcome.requests.push(Request { begun, failure });
         thread::sleep(PACE);
     }
     outcome

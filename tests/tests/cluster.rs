@@ -199,7 +199,7 @@ fn rolling_update(f: &Fixture) -> Result<Verdict> {
     let from = text(&pods[0], "/metadata/name");
     let answer = f.exec(NS, from, &["testserver", "get", &format!("http://{ip}/env?REVISION")])?;
     ensure!(answer.trim() == "two", "{answer:?}");
-    println!("         {} requests during the update, none failed", requests.good);
+    println!("         {} requests during the update, none failed", requests.good());
     passed()
 }
 

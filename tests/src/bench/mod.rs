@@ -2,6 +2,7 @@
 //! adds rows to a table; nothing here asserts.
 
 pub mod containers;
+pub mod idle;
 pub mod memory;
 pub mod pods;
 pub mod store;

@@ -3,18 +3,28 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use tests::bench::{Table, containers, memory, pods, store};
+use tests::bench::{Table, containers, idle, memory, pods, store};
 use tests::lab::{Lab, UpOptions};
 
 /// Figures of this build on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "bench", disable_version_flag = true)]
 struct Cli {
-    /// What to measure; everything when nothing is named.
+    /// What to measure; everything but `idle`, which takes long, when nothing is named.
     what: Vec<What>,
+    /// Nodes of the idle cluster.
+    #[arg(long, default_value_t = 10)]
+    nodes: u8,
+    /// Pods of the idle cluster.
+    #[arg(long, default_value_t = 100)]
+    pods: usize,
+    /// How long the idle cluster is watched.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -33,6 +43,8 @@ enum What {
     Containers,
     /// Durable writes, recovery, memory and snapshots of the store, beside what the device gives.
     Store,
+    /// What a cluster writes that has nothing to do.
+    Idle,
 }
 
 fn main() -> ExitCode {
@@ -81,7 +93,7 @@ fn measure(cli: &Cli) -> Result<Table> {
             masters: 1,
             etcds: 0,
             dir: cli.dir.clone(),
-            bin_dir,
+            bin_dir: bin_dir.clone(),
             registries: None,
             master_args: Vec::new(),
         })?;
@@ -94,6 +106,21 @@ fn measure(cli: &Cli) -> Result<Table> {
             }
             Ok(())
         })();
+        lab.down()?;
+        outcome?;
+    }
+    if cli.what.contains(&What::Idle) {
+        let lab = Lab::up(&UpOptions {
+            nodes: cli.nodes,
+            masters: 1,
+            etcds: 0,
+            dir: cli.dir.clone(),
+            bin_dir,
+            registries: None,
+            master_args: vec![format!("--event-ttl={}", idle::EVENT_TTL)],
+        })?;
+        let window = Duration::from_secs(cli.minutes * 60);
+        let outcome = idle::measure(&lab, cli.pods, window, &mut table);
         lab.down()?;
         outcome?;
     }

@@ -11,13 +11,13 @@ use crate::backend::{Command, Reply};
 use crate::lease::{LeaseStatus, Leases};
 use crate::log::appender::Appender;
 use crate::log::payload::Op;
-use crate::revision::{Event, Revision};
+use crate::revision::{Event, FIRST_REVISION, Revision};
 use crate::state::{Applied, Snapshot, Surroundings, apply};
 use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
 
-/// Revisions of changes that are not logged are reserved so many at a time: three nodes' heartbeats write
-/// 70 bytes in fifteen hours.
-const RESERVED_AT_ONCE: Revision = 16_384;
+/// Revisions of changes that are not logged are reserved so many at a time. Below half of it the next logged change renews the
+/// reservation on its way, so one that is written for its own sake takes ten nodes' heartbeats six days without any other write.
+const RESERVED_AT_ONCE: Revision = 1 << 20;
 
 /// An answer that waits for the flush.
 pub(crate) enum Answer {
@@ -167,6 +167,7 @@ impl Speculation {
         let revision = result.revision;
         let durable = events.iter().any(|event| !self.snapshot.is_volatile(event.key()));
         if durable || revoked.is_some() {
+            let renewed = self.renewed_reservation(revision);
             log.append(revision, |out| {
                 let mut sealed = sealed.iter().peekable();
                 for (at, event) in events.iter().enumerate() {
@@ -178,7 +179,11 @@ impl Speculation {
                 if let Some(lease) = revoked {
                     Op::Revoked { lease }.encode(out);
                 }
+                if let Some(revision) = renewed {
+                    Op::Reserved { revision }.encode(out);
+                }
             });
+            self.reserved = renewed.unwrap_or(self.reserved);
         } else if !events.is_empty() && revision > self.reserved {
             self.reserved = revision + RESERVED_AT_ONCE;
             let reserved = Op::Reserved { revision: self.reserved };
@@ -189,6 +194,13 @@ impl Speculation {
         self.snapshot.history.trim(bytes_max, age_max, Instant::now());
         self.events.extend(events);
         Ok(result)
+    }
+
+    /// The reservation that a record of this revision carries; none where nothing was ever reserved, or half of it is left.
+    fn renewed_reservation(&self, revision: Revision) -> Option<Revision> {
+        let is_used = self.reserved > FIRST_REVISION;
+        let is_short = revision + RESERVED_AT_ONCE / 2 > self.reserved;
+        (is_used && is_short).then_some(revision + RESERVED_AT_ONCE)
     }
 
     /// Which of the events are logged with another value than the map has, and with which.
