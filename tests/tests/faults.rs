@@ -2,10 +2,12 @@
 //! nothing acknowledged is lost, the service answers, all converges.
 #![allow(clippy::print_stdout, reason = "a test reports")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tests::fixture::{CONVERGE, Fixture, run_suite, text, web};
@@ -14,6 +16,8 @@ use tests::scenario::{Scenario, Verdict};
 use tests::shell::wait_for;
 
 const NS: &str = "faults";
+/// How long a node's rules may lag behind what the API tells.
+const RULES_LAG: Duration = Duration::from_secs(2);
 
 const SCENARIOS: &[Scenario<Fixture>] = &[
     ("a deployment runs", prepare),
@@ -35,6 +39,47 @@ fn prepare(f: &Fixture) -> Result<Verdict> {
     f.kubectl_with(&["apply", "-n", NS, "-f", "-"], &web("web", 6, "x"))?.success()?;
     f.wait_ready(NS, "app=web", 6)?;
     Ok(Verdict::Passed)
+}
+
+/// What must outlive whatever happens to processes of ours.
+#[derive(Debug, PartialEq, Eq)]
+struct Life {
+    pod: String,
+    restarts: i64,
+    /// PIDs of its test server, as the machine sees them.
+    servers: Vec<u32>,
+}
+
+/// Every pod of the selector by UID.
+fn lives(f: &Fixture, selector: &str) -> Result<BTreeMap<String, Life>> {
+    let mut found = BTreeMap::new();
+    for pod in f.wait_ready(NS, selector, 6)? {
+        let status = &pod["status"]["containerStatuses"][0];
+        let id = text(status, "/containerID").trim_start_matches("flotilla://").to_owned();
+        ensure!(!id.is_empty(), "no container ID: {status}");
+        let restarts = status["restartCount"].as_i64().context("no restart count")?;
+        let servers = servers_in(&id)?;
+        ensure!(servers.len() == 1, "container {id} has the servers {servers:?}");
+        let life = Life { pod: text(&pod, "/metadata/name").to_owned(), restarts, servers };
+        found.insert(text(&pod, "/metadata/uid").to_owned(), life);
+    }
+    Ok(found)
+}
+
+/// PIDs, as the machine sees them, of the test servers in a container's cgroup.
+fn servers_in(container: &str) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let Ok(groups) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        if line.starts_with(b"/bin/testserver") && groups.contains(container) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
 }
 
 /// Constant load on the cluster: requests to a node port, and ConfigMaps whose creation was acknowledged.
@@ -70,6 +115,14 @@ impl Load {
         Ok(Load { stop, acknowledged, requests, writes })
     }
 
+    fn wait_for_writes(&self, least: usize) -> Result<()> {
+        wait_for("some acknowledged writes", CONVERGE, || {
+            let count = self.acknowledged.lock().map_err(|_| anyhow!("poisoned"))?.len();
+            ensure!(count >= least, "{count}");
+            Ok(())
+        })
+    }
+
     /// Names of acknowledged objects, and how the requests went.
     fn finish(self) -> Result<(Vec<String>, Outcome)> {
         self.stop.store(true, Ordering::Relaxed);
@@ -79,16 +132,20 @@ impl Load {
     }
 }
 
+/// A Deployment of its own for each fault: the master decides and the nodes act, and `web` is left alone.
+fn proves_life(f: &Fixture, name: &str) -> Result<()> {
+    let words = ["create", "deployment", name, "-n", NS, "--image=busybox:1.35", "--replicas=3"];
+    f.kubectl(&[&words[..], &["--", "sleep", "100000"]].concat())?;
+    f.wait_ready(NS, &format!("app={name}"), 3)?;
+    f.kubectl(&["delete", "deployment", name, "-n", NS, "--cascade=foreground", "--timeout=90s"])?;
+    Ok(())
+}
+
 fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
-    let before = f.servers()?;
-    ensure!(before.values().map(Vec::len).sum::<usize>() == 6, "not six servers: {before:?}");
-    let prefix = format!("cm-{}", targets.join("-").replace('/', "-"));
-    let load = Load::start(f, &prefix, "node2")?;
-    wait_for("some acknowledged writes", CONVERGE, || {
-        let count = load.acknowledged.lock().map_err(|_| anyhow!("poisoned"))?.len();
-        ensure!(count >= 3, "{count}");
-        Ok(())
-    })?;
+    let before = lives(f, "app=web")?;
+    let name = targets.join("-").replace('/', "-");
+    let load = Load::start(f, &format!("cm-{name}"), "node2")?;
+    load.wait_for_writes(3)?;
     for target in targets {
         f.lab.kill_and_wait(target, libc::SIGKILL)?;
     }
@@ -97,45 +154,25 @@ fn killed(f: &Fixture, targets: &[&str]) -> Result<Verdict> {
             f.lab.start(target)?;
         }
     }
-    f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=7"])?;
-    f.wait_ready(NS, "app=web", 7)?;
-    f.kubectl(&["scale", "deployment/web", "-n", NS, "--replicas=6"])?;
-    f.wait_ready(NS, "app=web", 6)?;
-    wait_for("scaled-down servers to go", CONVERGE, || {
-        let after = f.servers()?;
-        let count: usize = after.values().map(Vec::len).sum();
-        ensure!(count == 6, "{after:?}");
-        Ok(())
-    })?;
+    proves_life(f, &format!("after-{name}"))?;
     let (acknowledged, requests) = load.finish()?;
     requests.judge(100)?;
-    let list = f.get(&["cm", "-n", NS])?;
-    let names: Vec<&str> = list["items"]
-        .as_array()
-        .context("no items")?
-        .iter()
-        .map(|item| text(item, "/metadata/name"))
-        .collect();
-    for name in &acknowledged {
-        ensure!(names.contains(&name.as_str()), "{name} was acknowledged and is lost");
-    }
-    let (writes, good) = (acknowledged.len(), requests.good);
+    all_there(f, &acknowledged)?;
+    let (writes, good) = (acknowledged.len(), requests.good());
     println!("         {writes} acknowledged writes, all there; {good} requests, none failed");
-    let pods = f.wait_ready(NS, "app=web", 6)?;
-    let restarted: Vec<&str> = pods
-        .iter()
-        .filter(|pod| pod["status"]["containerStatuses"][0]["restartCount"] != 0)
-        .map(|pod| text(pod, "/metadata/name"))
-        .collect();
-    ensure!(restarted.is_empty(), "restarted: {restarted:?}");
-    // One may have been the seventh's victim; the others must be the same processes.
-    let after = f.servers()?;
-    let kept: usize = before
-        .iter()
-        .map(|(node, pids)| pids.iter().filter(|pid| after[node].contains(pid)).count())
-        .sum();
-    ensure!(kept >= 5, "before {before:?}, after {after:?}");
+    let after = lives(f, "app=web")?;
+    ensure!(before == after, "before {before:?}, after {after:?}");
     Ok(Verdict::Passed)
+}
+
+fn all_there(f: &Fixture, acknowledged: &[String]) -> Result<()> {
+    let list = f.get(&["cm", "-n", NS])?;
+    let items = list["items"].as_array().context("no items")?;
+    let names: BTreeSet<&str> = items.iter().map(|item| text(item, "/metadata/name")).collect();
+    for name in acknowledged {
+        ensure!(names.contains(name.as_str()), "{name} was acknowledged and is lost");
+    }
+    Ok(())
 }
 
 fn still_ours(f: &Fixture) -> Result<Verdict> {
@@ -162,6 +199,9 @@ fn cut(f: &Fixture) -> Result<Verdict> {
         .map(|pod| text(pod, "/metadata/name"))
         .collect();
     ensure!(!there.is_empty(), "no replica on node3");
+    let load = Load::start(f, "cm-cut", "node2")?;
+    load.wait_for_writes(3)?;
+    let cut = Instant::now();
     host.set_link("down")?;
     let outcome = wait_for("replacements elsewhere", CONVERGE, || {
         let pods = f.pods(NS, "app=mobile")?;
@@ -170,8 +210,10 @@ fn cut(f: &Fixture) -> Result<Verdict> {
             .filter(|pod| tests::fixture::is_ready(pod) && text(pod, "/spec/nodeName") != "node3")
             .count();
         ensure!(ready == 3, "{ready} ready elsewhere");
-        endpoints_without(f, "mobile", "node3")
+        endpoints_without(f, "mobile", "node3")?;
+        endpoints_without(f, "web", "node3")
     });
+    let known = Instant::now() + RULES_LAG;
     host.set_link("up")?;
     outcome?;
     wait_for("node3 to be Ready again", CONVERGE, || f.lab.node_ready("node3"))?;
@@ -187,6 +229,12 @@ fn cut(f: &Fixture) -> Result<Verdict> {
             None => Ok(()),
         }
     })?;
+    let (acknowledged, requests) = load.finish()?;
+    // Until its endpoints are gone, a part of the requests goes to the node that nobody can reach.
+    requests.judge_outside(100, cut..known)?;
+    all_there(f, &acknowledged)?;
+    let (writes, good) = (acknowledged.len(), requests.good());
+    println!("         {writes} acknowledged writes, all there; {good} requests answered");
     f.kubectl(&["delete", "deployment,svc", "mobile", "-n", NS])?;
     Ok(Verdict::Passed)
 }
@@ -213,6 +261,9 @@ fn cold_boot(f: &Fixture) -> Result<Verdict> {
     ensure!(!here.is_empty(), "no replica on node2");
     let ip = f.kubectl(&["get", "svc", "web", "-n", NS, "-o", "jsonpath={.spec.clusterIP}"])?;
     let host = f.lab.host("node2")?;
+    let load = Load::start(f, "cm-boot", "node1")?;
+    load.wait_for_writes(3)?;
+    let dark = Instant::now();
     f.lab.host("master")?.power_off()?;
     host.power_off()?;
     f.lab.start("node2")?;
@@ -227,6 +278,7 @@ fn cold_boot(f: &Fixture) -> Result<Verdict> {
     for node in &f.lab.nodes {
         wait_for(&format!("{node} to be Ready"), CONVERGE, || f.lab.node_ready(node))?;
     }
+    let bright = Instant::now() + RULES_LAG;
     wait_for("the restarts of node2 to be told, and no other", CONVERGE, || {
         for pod in f.wait_ready(NS, "app=web", 6)? {
             let restarts = pod["status"]["containerStatuses"][0]["restartCount"].as_i64();
@@ -235,5 +287,17 @@ fn cold_boot(f: &Fixture) -> Result<Verdict> {
         }
         Ok(())
     })?;
+    let writes = load.acknowledged.lock().map_err(|_| anyhow!("poisoned"))?.len();
+    load.wait_for_writes(writes + 3)?;
+    wait_for("some requests when all is well again", CONVERGE, || {
+        ensure!(bright.elapsed() > RULES_LAG);
+        Ok(())
+    })?;
+    let (acknowledged, requests) = load.finish()?;
+    // Nobody can tell node1 that node2's pods are gone while the master is.
+    requests.judge_outside(100, dark..bright)?;
+    all_there(f, &acknowledged)?;
+    let (writes, good) = (acknowledged.len(), requests.good());
+    println!("         {writes} acknowledged writes, all there; {good} requests answered");
     Ok(Verdict::Passed)
 }
