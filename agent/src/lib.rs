@@ -24,6 +24,7 @@ mod objects;
 mod pod;
 mod probe;
 mod renewal;
+mod rest;
 mod run;
 #[allow(dead_code, reason = "upgrade in place and log reopening have no caller on the device yet")]
 mod runtime;

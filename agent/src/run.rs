@@ -25,6 +25,7 @@ use crate::objects::ObjectStore;
 use crate::pod::dispatch::Dispatcher;
 use crate::pod::registry::Registry;
 use crate::renewal;
+use crate::rest;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::Server;
 use crate::services::Services;
@@ -92,6 +93,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     .context("the image store can't be opened")?;
     let (recorder, events) = Recorder::new(client.clone(), config.node_name.clone());
     tokio::spawn(events);
+    tokio::spawn(rest::run());
     let checkpoint = Arc::new(Checkpoint::new(config.checkpoint_dir(), identity.clone()));
     let (services, follow) = Services::new(client.clone(), checkpoint.clone());
     tokio::spawn(follow);

@@ -6,6 +6,7 @@
 //! own children, and lives on while the agent is restarted or upgraded. If it dies, containers live:
 //! their streams are FIFOs, and the next monitor adopts them.
 
+pub mod pages;
 pub mod protocol;
 pub mod wire;
 

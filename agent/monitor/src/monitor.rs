@@ -45,7 +45,12 @@ pub(crate) struct Monitor {
     /// Exits of processes that no report has named yet; kept only while a creator works.
     pub(crate) early: HashMap<i32, WaitStatus>,
     stopping: bool,
+    /// When the program's pages are let go of, unless there is more to do until then.
+    idle_at: Option<Instant>,
 }
+
+/// After so long without anything to do, a monitor is idle.
+const IDLE_AFTER: Duration = Duration::from_secs(20);
 
 /// What a request comes to.
 pub(crate) enum Handled {
@@ -93,6 +98,7 @@ impl Monitor {
             children: HashMap::new(),
             early: HashMap::new(),
             stopping: false,
+            idle_at: Some(Instant::now() + IDLE_AFTER),
         })
     }
 
@@ -101,7 +107,11 @@ impl Monitor {
         while !self.stopping {
             let timeout =
                 self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-            for (token, flags) in self.poller.wait(timeout.map(round_up))? {
+            let ready = self.poller.wait(timeout.map(round_up))?;
+            if !ready.is_empty() {
+                self.idle_at = Some(Instant::now() + IDLE_AFTER);
+            }
+            for (token, flags) in ready {
                 if let Some(source) = self.poller.source(token) {
                     self.ready(token, flags, source);
                 }
@@ -130,10 +140,14 @@ impl Monitor {
             let stalled = container.attachers.iter().filter_map(|attacher| attacher.deadline);
             stalled.chain(container.cleanup.map(|cleanup| cleanup.next))
         });
-        jobs.chain(containers).min()
+        jobs.chain(containers).chain(self.idle_at).min()
     }
 
     fn deadlines(&mut self, now: Instant) {
+        if self.idle_at.is_some_and(|at| at <= now) {
+            self.idle_at = None;
+            crate::pages::release_program();
+        }
         let late: Vec<u64> = self
             .jobs
             .iter()

@@ -103,8 +103,8 @@ impl Spawner {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        if let Ok(filter) = std::env::var("RUST_LOG") {
-            command.env("RUST_LOG", filter);
+        if let Ok(filter) = std::env::var("FLOTILLA_LOG") {
+            command.env("FLOTILLA_LOG", filter);
         }
         command.spawn()
     }
