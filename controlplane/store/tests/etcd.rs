@@ -303,13 +303,14 @@ async fn masters_compact_etcd_one_at_a_time() {
         number += 1;
         two.txn(put("/w/a", &number.to_string())).await.unwrap();
         let later = open(EtcdConfig { ..etcd.config() }).await;
-        if later.compact_revision() > first {
+        // One that was opened while etcd was compacted begins with the present.
+        if later.compact_revision() > first && later.compact_revision() < later.revision() {
             break later.compact_revision();
         }
         assert!(Instant::now() < deadline, "etcd is compacted");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert!(compacted < two.revision(), "the last period is kept");
+    assert!(compacted < two.revision());
     let rounds = two.get(b"/flotilla/compaction").unwrap().version;
     // Idle masters write nothing: one more round may have been under way.
     tokio::time::sleep(Duration::from_millis(900)).await;

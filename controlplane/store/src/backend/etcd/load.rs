@@ -62,6 +62,7 @@ pub(crate) async fn find(client: &Client) -> Result<Found, LoadError> {
         return Err(LoadError::Moving(String::from_utf8_lossy(&kv.value).into_owned()));
     }
     let found: RangeResponse = client.unary(RANGE, one(OFFSET_KEY), Repeat::Always).await?;
+    client.note(found.header.as_ref());
     let header = found.header.ok_or(WireError::Missing("header"))?;
     let offset = found.kvs.first().map_or(Ok(0), |kv| offset(&kv.value))?;
     Ok(Found { cluster: header.cluster_id, revision: header.revision, offset })

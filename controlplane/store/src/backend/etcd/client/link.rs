@@ -139,7 +139,7 @@ impl Link {
         request: impl Future<Output = T>,
     ) -> Result<T, GivenUp> {
         let (mut request, mut died) = (std::pin::pin!(request), std::pin::pin!(self.died()));
-        let (term, mut pause, mut changed) = (self.term(), slow, None::<Instant>);
+        let (mut term, mut pause, mut changed) = (self.term(), slow, None::<Instant>);
         loop {
             tokio::select! {
                 done = &mut request => return Ok(done),
@@ -147,6 +147,10 @@ impl Link {
                 () = tokio::time::sleep(pause) => self.probe(),
             }
             pause = slow / 2;
+            if term == 0 {
+                // Nobody has told one before.
+                term = self.term();
+            }
             if self.term() > term && changed.get_or_insert_with(Instant::now).elapsed() >= slow {
                 return Err(GivenUp::LeaderChanged);
             }
