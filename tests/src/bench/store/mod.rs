@@ -2,6 +2,7 @@
 //! the figures' form, the values that are put.
 
 pub mod floor;
+pub mod grpc;
 pub mod in_process;
 pub mod million;
 
@@ -27,6 +28,7 @@ pub fn measure(dir: &Path, table: &mut Table) -> Result<()> {
     let folder = Folder::new(dir)?;
     table.row("load average before", load_average()?, "");
     in_process::measure(&folder.0, table)?;
+    grpc::measure(&folder.0, table)?;
     million::measure(&folder.0, table)?;
     table.row("load average after", load_average()?, "");
     Ok(())
