@@ -72,7 +72,7 @@ struct PowerArgs {
 #[derive(Debug, Args)]
 struct MutationsArgs {
     /// How many histories a bug may live
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 10_000)]
     histories: u64,
     /// The first seed
     #[arg(long, default_value_t = 1)]
@@ -90,6 +90,9 @@ struct KillArgs {
     /// Masters at a time
     #[arg(long, default_value_t = 2)]
     jobs: u64,
+    /// Milliseconds in which a killed master must be ready again
+    #[arg(long, default_value_t = 2000)]
+    ready_ms: u64,
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +103,9 @@ struct FuseArgs {
     /// The first seed [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
+    /// Milliseconds in which the master must be ready again
+    #[arg(long, default_value_t = 2000)]
+    ready_ms: u64,
 }
 
 fn main() -> ExitCode {
@@ -256,10 +262,12 @@ fn kill(args: &KillArgs) -> Result<()> {
     let dir = run_dir("kill")?;
     let run = |job: u64| -> Result<Killed> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let kills = args.kills / jobs + u64::from(job < args.kills % jobs);
+        let count = args.kills / jobs + u64::from(job < args.kills % jobs);
+        let ready_max = Duration::from_millis(args.ready_ms);
+        let plan = kills::Plan { seed: seed + job, count, ready_max };
         let dir = dir.join(job.to_string());
         std::fs::create_dir_all(&dir)?;
-        runtime.block_on(kills::run(binary.clone(), &dir, seed + job, kills))
+        runtime.block_on(kills::run(binary.clone(), &dir, plan))
     };
     let run = &run;
     let total = std::thread::scope(|scope| -> Result<Killed> {
@@ -284,7 +292,9 @@ fn fuse(args: &FuseArgs) -> Result<()> {
     let seed = args.seed.unwrap_or_else(any_seed);
     println!("fuse: seed {seed}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let killed = runtime.block_on(cuts::run(binary, &dir, seed, args.cuts))?;
+    let ready_max = Duration::from_millis(args.ready_ms);
+    let plan = kills::Plan { seed, count: args.cuts, ready_max };
+    let killed = runtime.block_on(cuts::run(binary, &dir, plan))?;
     tell("fuse", killed, start.elapsed().as_secs_f64());
     Ok(std::fs::remove_dir_all(dir)?)
 }

@@ -10,7 +10,7 @@ use fuser::BackgroundSession;
 use super::forgetful::Forgetful;
 use super::in_process::media::Cut;
 use super::in_process::random::Random;
-use super::kill::{Killed, READY_MAX, load};
+use super::kill::{Killed, Plan, load};
 use super::ledger::Ledger;
 use super::master::{Master, Site};
 
@@ -56,7 +56,8 @@ impl Drop for Mounted {
 ///
 /// # Errors
 /// Something was lost or half there, or the master did not come back in time.
-pub async fn run(binary: PathBuf, dir: &Path, seed: u64, cuts: u64) -> Result<Killed> {
+pub async fn run(binary: PathBuf, dir: &Path, plan: Plan) -> Result<Killed> {
+    let Plan { seed, count: cuts, ready_max } = plan;
     let mount = dir.join("disk");
     std::fs::create_dir_all(&mount)?;
     let site = Site::new(binary, mount.join("controlplane"), dir.join("master.log"))?;
@@ -70,7 +71,7 @@ pub async fn run(binary: PathBuf, dir: &Path, seed: u64, cuts: u64) -> Result<Ki
         if at > 0 {
             killed.ready_max = killed.ready_max.max(master.ready_after);
             let took = master.ready_after;
-            ensure!(took < READY_MAX, "ready after {took:?} only, {}", context());
+            ensure!(took < ready_max, "ready after {took:?} only, {}", context());
         }
         let checked = ledger.check(master.client.clone()).await.with_context(context)?;
         killed.kept += checked.kept as u64;

@@ -12,10 +12,19 @@ use super::master::{Master, Site};
 
 /// Clients of each master.
 pub(super) const CLIENTS: usize = 6;
-/// A killed master is ready again in less.
-pub const READY_MAX: Duration = Duration::from_secs(2);
 /// A master lives at most so long under load.
 const LIFE_MS_MAX: u64 = 250;
+
+/// What is to be done to a master.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Decides everything random.
+    pub seed: u64,
+    /// How often.
+    pub count: u64,
+    /// It must be ready again in less.
+    pub ready_max: Duration,
+}
 
 /// What was done to masters.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +55,8 @@ impl std::ops::AddAssign for Killed {
 ///
 /// # Errors
 /// Something was lost, or the master did not come back in time.
-pub async fn run(binary: PathBuf, dir: &Path, seed: u64, kills: u64) -> Result<Killed> {
+pub async fn run(binary: PathBuf, dir: &Path, plan: Plan) -> Result<Killed> {
+    let Plan { seed, count: kills, ready_max } = plan;
     let site = Site::new(binary, dir.join("data"), dir.join("master.log"))?;
     let (mut random, ledger) = (Random::new(seed), Ledger::default());
     let mut killed = Killed::default();
@@ -56,7 +66,7 @@ pub async fn run(binary: PathBuf, dir: &Path, seed: u64, kills: u64) -> Result<K
         if at > 0 {
             killed.ready_max = killed.ready_max.max(master.ready_after);
             let took = master.ready_after;
-            ensure!(took < READY_MAX, "ready after {took:?} only, {}", context());
+            ensure!(took < ready_max, "ready after {took:?} only, {}", context());
         }
         let checked = ledger.check(master.client.clone()).await.with_context(context)?;
         killed.kept += checked.kept as u64;

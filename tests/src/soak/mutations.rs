@@ -27,8 +27,28 @@ const MUTATIONS: &[Mutation] = &[
         breaks: "a batch is answered and published though its flush never happened",
         patches: &[Patch {
             file: "log/segment.rs",
-            find: "self.file.write_at(self.end, bytes).and_then(|()| self.file.sync())",
-            replace: "self.file.write_at(self.end, bytes).and_then(|()| if SWITCH { Ok(()) } else { self.file.sync() })",
+            find: "self.file.write_at(self.offset, bytes).and_then(|()| self.file.sync())",
+            replace: "self.file.write_at(self.offset, bytes).and_then(|()| if SWITCH { Ok(()) } else { self.file.sync() })",
+        }],
+    },
+    Mutation {
+        name: "later-batch-first",
+        breaks: "a batch that has landed is published and answered before an earlier one that has not",
+        patches: &[Patch {
+            file: "backend/pipeline.rs",
+            find: "while state.flights.front().is_some_and(|flight| flight.landed.is_some()) {
+            let Some(Flight { batch, landed, .. }) = state.flights.pop_front() else { break };",
+            replace: "while let Some(at) = state.flights.iter().position(|flight| flight.landed.is_some()).filter(|at| *at == 0 || SWITCH) {
+            let Some(Flight { batch, landed, .. }) = state.flights.remove(at) else { break };",
+        }],
+    },
+    Mutation {
+        name: "failed-flush-believed",
+        breaks: "what a failed flush left for readers to see is built upon without being written again",
+        patches: &[Patch {
+            file: "log/recover.rs",
+            find: "recovery.write_unconfirmed(open)?;",
+            replace: "if !SWITCH { recovery.write_unconfirmed(open)?; }",
         }],
     },
     Mutation {
@@ -62,19 +82,18 @@ const MUTATIONS: &[Mutation] = &[
         name: "torn-tail-kept",
         breaks: "what a lost batch left behind the last good record is not zeroed",
         patches: &[Patch {
-            file: "log/segment.rs",
-            find: "let Some(End { name, offset, bad: true }) = &self.end else { return Ok(()) };",
-            replace: "let Some(End { name, offset, bad: true }) = &self.end else { return Ok(()) };
-        if SWITCH { return Ok(()); }",
+            file: "log/recover.rs",
+            find: "filter(|end| end.lost_until > end.offset)",
+            replace: "filter(|end| end.lost_until > end.offset && !SWITCH)",
         }],
     },
     Mutation {
         name: "durable-mark-too-high",
         breaks: "a record says that those of its own batch were durable before it",
         patches: &[Patch {
-            file: "log.rs",
-            find: "let (sequence, durable) = (self.next_sequence, self.durable);",
-            replace: "let (sequence, durable) = (self.next_sequence, if SWITCH { self.next_sequence - 1 } else { self.durable });",
+            file: "log/appender.rs",
+            find: "(self.next_sequence, self.durable.load(Ordering::Acquire));",
+            replace: "(self.next_sequence, if SWITCH { self.next_sequence - 1 } else { self.durable.load(Ordering::Acquire) });",
         }],
     },
     Mutation {
@@ -109,8 +128,8 @@ const MUTATIONS: &[Mutation] = &[
         breaks: "a new segment is written to before its name is durable",
         patches: &[Patch {
             file: "log/segment.rs",
-            find: "    sync_names(disk)?;\n    Ok((info, Tail",
-            replace: "    if !SWITCH { sync_names(disk)?; }\n    Ok((info, Tail",
+            find: "sync_names(disk).map_err(",
+            replace: "(if SWITCH { Ok(()) } else { sync_names(disk) }).map_err(",
         }],
     },
 ];
