@@ -75,6 +75,24 @@ try_qemu() {
     rm -r "$dir"
 }
 
+# A real etcd and its etcdctl, for tests and figures that compare with it. No service of it starts, now or at the next boot.
+ensure_etcd() {
+    command -v etcd >/dev/null && command -v etcdctl >/dev/null && return
+    local policy=/usr/sbin/policy-rc.d made=
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 0755 $policy
+        made=1
+    fi
+    say "installing etcd-server etcd-client"
+    # shellcheck disable=SC2015
+    apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends etcd-server etcd-client >/dev/null ||
+        say "warning: etcd could not be installed; what compares with it is skipped"
+    [ -z "$made" ] || rm -f $policy
+    systemctl disable --quiet etcd 2>/dev/null || true
+}
+
 ensure_rust() {
     local bin=${CARGO_HOME:-$HOME/.cargo}/bin
     [ -d "$bin" ] && PATH=$bin:$PATH

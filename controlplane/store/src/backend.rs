@@ -49,6 +49,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn knows_leases(&self) -> bool {
         true
     }
+    /// Whether writes are refused for want of room on the disk.
+    fn is_full(&self) -> bool {
+        false
+    }
     /// Writes a checkpoint now and lets the log before it go; without files of its own there is nothing to write.
     fn checkpoint(&self, reply: Reply<()>) {
         // Nobody may wait any more.

@@ -297,6 +297,11 @@ impl Store {
         snapshot::Reader::new(published.snapshot(), published.seal.clone(), lessor)
     }
 
+    /// Whether writes are refused for want of room on the disk; the next write tries again.
+    pub fn is_full(&self) -> bool {
+        self.inner.backend.is_full()
+    }
+
     /// Writes a checkpoint, so that the log before it is not needed any more.
     ///
     /// # Errors

@@ -53,6 +53,10 @@ impl Backend for Embedded {
         drop(self.queue.push((command, permit)));
     }
 
+    fn is_full(&self) -> bool {
+        self.pipeline.upgrade().is_some_and(|pipeline| pipeline.is_full())
+    }
+
     fn checkpoint(&self, reply: Reply<()>) {
         // A closed store drops the reply, which is the answer.
         if let Some(pipeline) = self.pipeline.upgrade() {

@@ -211,6 +211,11 @@ impl Pipeline {
         self.lock().buffers.pop().unwrap_or_default()
     }
 
+    /// Whether the last write found no room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.lock().weather, Weather::Full(_))
+    }
+
     /// Whether writes are refused, or were the last time that one was tried.
     pub(crate) fn is_foul(&self) -> bool {
         self.foul.load(Ordering::Acquire)

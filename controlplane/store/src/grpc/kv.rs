@@ -13,7 +13,7 @@ use crate::grpc::messages::kv::{
     TxnResponse,
 };
 use crate::grpc::messages::{KeyValue, ResponseHeader};
-use crate::grpc::refusal::Refusal;
+use crate::grpc::refusal::{NO_SPACE, Refusal};
 use crate::revision::{Entry, Revision};
 use crate::txn::{OpResult, Txn, TxnResult, WriteError};
 
@@ -62,6 +62,14 @@ impl Services {
             let lease = self.store().lease_time_to_live(request.lease).await;
             return lease.err().unwrap_or(error).into();
         }
+        self.refusal(error)
+    }
+
+    /// A write that found no room says so in etcd's words.
+    fn refusal(&self, error: WriteError) -> Refusal {
+        if matches!(error, WriteError::Refused { .. }) && self.store().is_full() {
+            return NO_SPACE;
+        }
         error.into()
     }
 
@@ -70,7 +78,8 @@ impl Services {
         request: DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, Refusal> {
         request::check_key(&request.key)?;
-        let result = self.store().txn(Txn::of(vec![request::delete(&request)])).await?;
+        let txn = Txn::of(vec![request::delete(&request)]);
+        let result = self.store().txn(txn).await.map_err(|error| self.refusal(error))?;
         let header = self.header(result.revision);
         let deleted = result.responses.into_iter().next();
         Ok(delete_answer(&request, deleted.as_ref(), header))
@@ -78,7 +87,7 @@ impl Services {
 
     pub(super) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Refusal> {
         let txn = request::txn(&request)?;
-        let result = self.store().txn(txn).await?;
+        let result = self.store().txn(txn).await.map_err(|error| self.refusal(error))?;
         let header = self.header(result.revision);
         let mut reached = Reached::new(&result);
         let mut answer = reached.answer(&request, result);

@@ -43,7 +43,9 @@ impl Services {
 
     /// What is wrong now, as etcd's alarms.
     fn alarms(&self) -> Vec<AlarmMember> {
-        Vec::new()
+        let alarm = AlarmType::NoSpace.into();
+        let member_id = self.inner.identity.member_id;
+        if self.store().is_full() { vec![AlarmMember { member_id, alarm }] } else { Vec::new() }
     }
 
     pub(super) async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse, Refusal> {

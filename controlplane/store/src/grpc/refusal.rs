@@ -45,6 +45,8 @@ pub(super) const LEASE_EXISTS: Refusal =
     Refusal::of(Code::FailedPrecondition, "etcdserver: lease already exists");
 pub(super) const LEASE_TTL: Refusal =
     Refusal::of(Code::OutOfRange, "etcdserver: too large lease TTL");
+pub(super) const NO_SPACE: Refusal =
+    Refusal::of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
 pub(super) const STOPPED: Refusal = Refusal::of(Code::Unavailable, "etcdserver: server stopped");
 
 impl Refusal {

@@ -10,6 +10,7 @@
 //! - previous values of a watch are there although their revision is compacted, while the history has the event;
 //! - a manual progress answer of etcd 3.4 overtakes events, ours waits for them, as etcd 3.5.8 does.
 
+mod clients;
 mod etcd;
 mod random;
 mod subject;

@@ -35,7 +35,7 @@ pub(super) struct Ours {
     pub(super) services: Services,
     pub(super) channel: Channel,
     _stop: watch::Sender<bool>,
-    _dir: TempDir,
+    pub(super) dir: TempDir,
 }
 
 impl Ours {
@@ -44,6 +44,10 @@ impl Ours {
         let mut config = Config::new(dir.path().join("store"));
         config.history_bytes_max = 256 << 20;
         let store = Store::open(config).unwrap();
+        Self::serve(store, dir).await
+    }
+
+    pub(super) async fn serve(store: Store, dir: TempDir) -> Self {
         let (name, client_urls) = ("ours".to_owned(), Vec::new());
         let identity = Identity { cluster_id: 1, member_id: 2, name, client_urls };
         let services = Services::new(store, identity);
@@ -58,7 +62,7 @@ impl Ours {
         });
         let endpoint = Endpoint::from_static("http://localhost");
         let channel = endpoint.connect_with_connector(connector).await.unwrap();
-        Self { services, channel, _stop: stop, _dir: dir }
+        Self { services, channel, _stop: stop, dir }
     }
 }
 
