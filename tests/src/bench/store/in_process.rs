@@ -10,7 +10,7 @@ use store::{Config, Store};
 use tokio::runtime::Runtime;
 
 use super::floor::Floor;
-use super::{Spread, Table, VALUE_BYTES, WRITERS, micros, put, us};
+use super::{Spread, Table, VALUE_BYTES, WRITERS, cpu_time, micros, put, us};
 
 /// Puts alone and flushes, measured in turns.
 const ALONE: usize = 1500;
@@ -79,16 +79,21 @@ async fn writers(store: Store, floor: &Floor, table: &mut Table) -> Result<()> {
     while load.done() < KEYS as u64 && !load.is_over() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    let cpu = cpu_time()?;
     let (written, done, begun) = (store.metrics().written, load.done(), Instant::now());
     tokio::time::sleep(MEASURED).await;
     let (elapsed, puts) = (begun.elapsed(), load.done() - done);
     let now = store.metrics().written;
+    let cpu = cpu_time()?.saturating_sub(cpu).as_secs_f64() / puts.max(1) as f64;
     let latencies = load.stop().await?;
     let (flushes, bytes) = (now.flushes - written.flushes, now.bytes - written.bytes);
     let per_flush = puts as f64 / flushes.max(1) as f64;
     let rate = puts as f64 / elapsed.as_secs_f64();
     table.row("store: durable puts, 256 writers", format!("{rate:.0}/s"), ">= 200,000/s");
     table.row("store: … latency", micros(&latencies), "");
+    let figure = format!("{:.1} µs a put", cpu * 1e6);
+    let quiet = format!("two quiet cores: {:.0}/s", 2.0 / cpu);
+    table.row("store: … time on a core, the load's too", figure, &quiet);
     let checkpoints = now.checkpoints - written.checkpoints;
     let figure = format!("{per_flush:.0} puts, {} B/put", bytes / puts.max(1));
     table.row(

@@ -113,6 +113,23 @@ pub fn load_average() -> Result<String> {
     Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
+/// Time that this process has had on any core.
+pub fn cpu_time() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/self/schedstat")?;
+    let own = |text: &str| text.split_whitespace().next().and_then(|first| first.parse().ok());
+    let mut nanos = own(&text).unwrap_or(0);
+    for task in fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        let main = path.file_name().is_some_and(|id| *id == *std::process::id().to_string());
+        if let Ok(text) = fs::read_to_string(path.join("schedstat"))
+            && !main
+        {
+            nanos += own(&text).unwrap_or(0);
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
 /// Resident memory of this process, in MB of 1,000,000 bytes.
 pub fn resident_megabytes() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
