@@ -32,12 +32,17 @@ use crate::log::chore::{Chore, Done};
 use crate::log::disk::Disk;
 use crate::log::payload::{RawEntry, Reader};
 use crate::log::record::FORMAT_VERSION;
-use crate::log::segment::{Growth, NewSegment, Place, SegmentInfo, Tail};
+use crate::log::segment::{Growth, NewSegment, Place, SegmentInfo, Spare, Tail};
 use crate::revision::Revision;
 use crate::seal::SealError;
 
 /// A checkpoint of a large state waits for so much more log than the state has, at most.
-const CHECKPOINT_DELAY_BYTES_MAX: u64 = 128 << 20;
+const CHECKPOINT_DELAY_BYTES_MAX: u64 = 256 << 20;
+
+/// So many segments that nobody needs are kept to be the next ones.
+const SPARES_MAX: usize = 4;
+/// A segment has less room than bytes.
+const HEAD_BYTES: u64 = record::FILE_HEAD_BYTES as u64;
 
 /// The sizes of the log's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,22 +200,15 @@ pub(crate) struct Log {
     /// Oldest first.
     checkpoints: Vec<CheckpointInfo>,
     tail: Option<Tail>,
-    /// The file that is to become the next segment.
-    spare: Spare,
+    /// Files that are to become the next segments.
+    spares: Vec<Spare>,
+    next_spare: u64,
+    /// One is being made, or segments are being made some.
+    making_spares: bool,
     growth: Growth,
     bytes_since_checkpoint: u64,
     /// The next try waits for the next checkpoint.
     removal_failed: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spare {
-    None,
-    Making,
-    /// It has this size.
-    Made(u64),
-    /// It is being made the segment.
-    InUse,
 }
 
 impl Log {
@@ -245,7 +243,9 @@ impl Log {
             segments: recovered.segments,
             checkpoints,
             tail: recovered.tail,
-            spare: Spare::None,
+            spares: Vec::new(),
+            next_spare: 0,
+            making_spares: false,
             removal_failed: false,
             growth: Growth::new(sizes.segment_bytes),
             disk,
@@ -277,15 +277,12 @@ impl Log {
     /// What a new segment is made of, whose first record is this one. Everything before must be durable when it is made.
     pub(crate) fn plan_segment(&mut self, first_sequence: u64, bytes: u64) -> NewSegment {
         let wanted = self.growth.size.max(bytes);
-        let spare = match self.spare {
-            Spare::Made(size) if size >= bytes => Some(size),
-            _ => None,
-        };
-        if spare.is_some() {
-            self.spare = Spare::InUse;
-        }
+        let large_enough = self.spares.iter().position(|spare| spare.bytes >= wanted);
+        let large_enough = large_enough
+            .or_else(|| self.spares.iter().position(|spare| spare.bytes > bytes + HEAD_BYTES));
+        let spare = large_enough.map(|at| self.spares.remove(at));
         let (disk, salt) = (self.disk.clone(), self.salt);
-        NewSegment { disk, salt, first_sequence, bytes: spare.unwrap_or(wanted), spare }
+        NewSegment { disk, salt, first_sequence, bytes: wanted, spare }
     }
 
     /// Goes on in a new segment.
@@ -296,13 +293,6 @@ impl Log {
         self.segments.pop_if(|last| last.first_sequence == info.first_sequence);
         self.segments.push(info);
         self.tail = Some(tail);
-    }
-
-    /// The new segment was made, or could not be.
-    pub(crate) fn segment_tried(&mut self) {
-        if self.spare == Spare::InUse {
-            self.spare = Spare::None;
-        }
     }
 
     /// Takes back what was given out from this offset of this file on: nothing of it is to be found there.
@@ -324,8 +314,8 @@ impl Log {
     /// Whether the log has outgrown the state: then a checkpoint of it up to `sequence` is worth writing.
     pub(crate) fn wants_checkpoint(&self, sequence: u64, state_bytes: usize) -> bool {
         let state_bytes = state_bytes as u64;
-        // Twice the state halves what checkpoints cost; recovery of a large one must not take twice as long for it.
-        let worth = (2 * state_bytes).min(state_bytes + CHECKPOINT_DELAY_BYTES_MAX);
+        // Three times the state makes checkpoints a quarter of what is written; recovery of a large one must not wait for it.
+        let worth = (3 * state_bytes).min(state_bytes + CHECKPOINT_DELAY_BYTES_MAX);
         self.has_checkpoint_to_write(sequence)
             && self.bytes_since_checkpoint > self.sizes.checkpoint_bytes_min.max(worth)
     }
@@ -357,30 +347,32 @@ impl Log {
             while self.has_unneeded_segment() {
                 segments.push(self.segments.remove(0));
             }
-            let bytes_min = (self.spare == Spare::None).then_some(self.growth.size);
-            if bytes_min.is_some() {
-                self.spare = Spare::Making;
-            }
-            return Some(Chore::Remove { disk, checkpoints, segments, bytes_min });
+            let more = SPARES_MAX.saturating_sub(self.spares.len());
+            let wanted = (0..more).map(|_| self.new_spare()).collect();
+            self.making_spares = true;
+            return Some(Chore::Remove { disk, checkpoints, segments, wanted });
         }
         let half_full = self.tail.as_ref().is_some_and(Tail::is_half_full);
-        if self.spare != Spare::None || !half_full {
+        if !self.spares.is_empty() || self.making_spares || !half_full {
             return None;
         }
-        self.spare = Spare::Making;
-        let (counters, bytes) = (self.counters.clone(), self.growth.size);
-        Some(Chore::MakeSpare { disk, counters, bytes })
+        self.making_spares = true;
+        let (counters, spare) = (self.counters.clone(), self.new_spare());
+        Some(Chore::MakeSpare { disk, counters, spare })
+    }
+
+    fn new_spare(&mut self) -> Spare {
+        self.next_spare += 1;
+        Spare { id: self.next_spare, bytes: self.growth.size }
     }
 
     /// Learns what a chore came to.
     pub(crate) fn chore_done(&mut self, done: Done) {
+        self.making_spares = false;
         match done {
-            Done::Spare(size) => self.spare = size.map_or(Spare::None, Spare::Made),
-            Done::Removed { made_spare, checkpoints, segments } => {
-                // A spare file that another chore makes is not this one's to speak of.
-                if let Some(size) = made_spare {
-                    self.spare = size.map_or(Spare::None, Spare::Made);
-                }
+            Done::Spare(spare) => self.spares.extend(spare),
+            Done::Removed { spares, checkpoints, segments } => {
+                self.spares.extend(spares);
                 self.removal_failed = !checkpoints.is_empty() || !segments.is_empty();
                 // What could not be removed stays in the lists, since recovery will find it too.
                 self.checkpoints.splice(..0, checkpoints);

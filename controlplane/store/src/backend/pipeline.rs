@@ -139,9 +139,7 @@ impl State {
             self.writing_bytes -= usize::try_from(flight.bytes).unwrap_or(self.writing_bytes);
             flight.landed = Some(result);
         }
-        if std::mem::take(&mut self.switching) {
-            self.log.segment_tried();
-        }
+        self.switching = false;
         if self.buffers.len() < BUFFERS_KEPT && buffer.capacity() <= BUFFER_BYTES_KEPT {
             self.buffers.push(buffer);
         }

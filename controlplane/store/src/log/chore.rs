@@ -5,59 +5,54 @@ use std::sync::Arc;
 
 use crate::log::checkpoint::CheckpointInfo;
 use crate::log::disk::Disk;
-use crate::log::segment::{SPARE, SegmentInfo};
+use crate::log::segment::{SegmentInfo, Spare};
 use crate::log::{Counters, LogError, sync_names};
 
 /// Something to do.
 #[derive(Debug)]
 pub(crate) enum Chore {
-    /// Removes what recovery no longer needs, oldest first; one segment of at least `bytes_min` becomes the spare file.
+    /// Removes what recovery no longer needs, oldest first; segments as large as these spare files are wanted become them.
     Remove {
         disk: Arc<dyn Disk>,
         checkpoints: Vec<CheckpointInfo>,
         segments: Vec<SegmentInfo>,
-        bytes_min: Option<u64>,
+        wanted: Vec<Spare>,
     },
     /// Makes the next segment's file, so that no write waits for it.
-    MakeSpare { disk: Arc<dyn Disk>, counters: Arc<Counters>, bytes: u64 },
+    MakeSpare { disk: Arc<dyn Disk>, counters: Arc<Counters>, spare: Spare },
 }
 
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The size of the spare file, when there is one now.
-    Spare(Option<u64>),
-    /// The same, if the spare file was this chore's to make, and what could not be removed.
-    Removed {
-        made_spare: Option<Option<u64>>,
-        checkpoints: Vec<CheckpointInfo>,
-        segments: Vec<SegmentInfo>,
-    },
+    /// The spare file, when it is there now.
+    Spare(Option<Spare>),
+    /// Those that are there now, and what could not be removed.
+    Removed { spares: Vec<Spare>, checkpoints: Vec<CheckpointInfo>, segments: Vec<SegmentInfo> },
 }
 
 impl Chore {
     pub(crate) fn run(self) -> Done {
         match self {
-            Self::Remove { disk, mut checkpoints, mut segments, mut bytes_min } => {
-                let (mut spare, makes_spare) = (None, bytes_min.is_some());
-                let removed = remove_checkpoints(&*disk, &mut checkpoints).and_then(|()| {
-                    remove_segments(&*disk, &mut segments, &mut bytes_min, &mut spare)
-                });
+            Self::Remove { disk, mut checkpoints, mut segments, wanted } => {
+                let mut spares = Vec::new();
+                let removed = remove_checkpoints(&*disk, &mut checkpoints)
+                    .and_then(|()| remove_segments(&*disk, &mut segments, wanted, &mut spares));
                 if let Err(error) = removed {
                     tracing::warn!(%error, "an unneeded file of the log stays");
                 }
-                let made_spare = makes_spare.then_some(spare);
-                Done::Removed { made_spare, checkpoints, segments }
+                Done::Removed { spares, checkpoints, segments }
             }
-            Self::MakeSpare { disk, counters, bytes } => {
-                let made = disk.create(SPARE, bytes).and_then(|file| file.sync());
+            Self::MakeSpare { disk, counters, spare } => {
+                let name = spare.name();
+                let made = disk.create(&name, spare.bytes).and_then(|file| file.sync());
                 if let Err(error) = made {
                     tracing::debug!(%error, "no segment was made ahead");
-                    disk.remove(SPARE).ok();
+                    disk.remove(&name).ok();
                     return Done::Spare(None);
                 }
-                counters.wrote(usize::try_from(bytes).unwrap_or(usize::MAX));
-                Done::Spare(Some(bytes))
+                counters.wrote(usize::try_from(spare.bytes).unwrap_or(usize::MAX));
+                Done::Spare(Some(spare))
             }
         }
     }
@@ -80,19 +75,20 @@ fn remove_checkpoints(
 fn remove_segments(
     disk: &dyn Disk,
     segments: &mut Vec<SegmentInfo>,
-    bytes_min: &mut Option<u64>,
-    spare: &mut Option<u64>,
+    mut wanted: Vec<Spare>,
+    spares: &mut Vec<Spare>,
 ) -> Result<(), LogError> {
     while let Some(info) = segments.first() {
-        let kept = bytes_min.take_if(|bytes_min| info.bytes >= *bytes_min).map(|_| info.bytes);
-        if kept.is_some() {
-            let renamed = disk.rename(&info.name(), SPARE);
+        let kept = wanted.pop_if(|wanted| info.bytes >= wanted.bytes);
+        let kept = kept.map(|wanted| Spare { bytes: info.bytes, ..wanted });
+        if let Some(kept) = kept {
+            let renamed = disk.rename(&info.name(), &kept.name());
             renamed.map_err(|source| LogError { file: info.name(), source })?;
         } else {
             remove(disk, &info.name())?;
         }
         sync_names(disk)?;
-        *spare = spare.or(kept);
+        spares.extend(kept);
         segments.remove(0);
     }
     Ok(())

@@ -32,7 +32,18 @@ pub(crate) fn is_one(name: &str) -> bool {
 }
 
 /// A file that will be a segment. Recovery removes it by its ending.
-pub(crate) const SPARE: &str = "segment.unfinished";
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spare {
+    pub(crate) id: u64,
+    /// Size of the file.
+    pub(crate) bytes: u64,
+}
+
+impl Spare {
+    pub(crate) fn name(self) -> String {
+        format!("segment-{}{UNFINISHED}", self.id)
+    }
+}
 
 /// A segment that is filled faster than this is followed by one of twice the size …
 const FILLED_FAST: Duration = Duration::from_secs(2);
@@ -175,10 +186,9 @@ pub(crate) struct NewSegment {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) salt: u32,
     pub(crate) first_sequence: u64,
-    /// Room for records, or the size of the spare file.
+    /// Room for records, where no spare file is used.
     pub(crate) bytes: u64,
-    /// The size of the spare file, if it is to be used.
-    pub(crate) spare: Option<u64>,
+    pub(crate) spare: Option<Spare>,
 }
 
 impl NewSegment {
@@ -188,9 +198,9 @@ impl NewSegment {
         let (disk, name) = (&*self.disk, name(self.first_sequence));
         let head = FileHead { sequence: self.first_sequence, salt: self.salt };
         let head = head.encode(FileKind::Segment);
-        let size = self.spare.unwrap_or(FILE_HEAD_BYTES as u64 + self.bytes);
+        let size = self.spare.map_or(FILE_HEAD_BYTES as u64 + self.bytes, |spare| spare.bytes);
         let unfinished = match self.spare {
-            Some(_) => SPARE.to_owned(),
+            Some(spare) => spare.name(),
             None => format!("{name}{UNFINISHED}"),
         };
         let file = match self.spare {
