@@ -121,7 +121,10 @@ fn measure(cli: &Cli) -> Result<Table> {
         })?;
         let window = Duration::from_secs(cli.minutes * 60);
         let outcome = idle::measure(&lab, cli.pods, window, &mut table);
-        lab.down()?;
+        // What was measured is told even when the lab can't be taken down.
+        if let Err(error) = lab.down() {
+            eprintln!("bench: the lab could not be taken down: {error:?}");
+        }
         outcome?;
     }
     Ok(table)
