@@ -278,7 +278,9 @@ impl Client {
         let text: Arc<str> = match status.code() {
             _ if is_local(status) => {
                 link.declare_dead();
-                format!("{}: {}", link.url(), chain(status)).into()
+                let source = std::error::Error::source(status);
+                let text = source.map_or_else(|| status.message().to_owned(), chain);
+                format!("{}: {text}", link.url()).into()
             }
             _ => status.message().into(),
         };
