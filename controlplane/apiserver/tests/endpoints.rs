@@ -84,3 +84,19 @@ async fn the_kubernetes_service_leads_to_the_masters_that_are_there() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test]
+async fn masters_that_start_together_make_one_cluster() {
+    for _ in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = store::Config::new(dir.path());
+        settings.extract = std::sync::Arc::new(apiserver::ObjectExtract::builtin());
+        let store = store::Store::open(settings).unwrap();
+        let starting: Vec<_> = (1..=4)
+            .map(|n| tokio::spawn(apiserver::ApiServer::new(config(n), store.clone())))
+            .collect();
+        for started in starting {
+            started.await.unwrap().unwrap();
+        }
+    }
+}
