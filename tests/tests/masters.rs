@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +28,8 @@ const PODS: u32 = 4;
 
 /// Replicas that the Deployment was told to have.
 static REPLICAS: AtomicU32 = AtomicU32::new(PODS);
+/// The master that answered last.
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
 static AUDIT: Mutex<Option<Audit>> = Mutex::new(None);
 /// When which master was dead for sure.
 static DEATHS: Mutex<Vec<(String, SystemTime)>> = Mutex::new(Vec::new());
@@ -44,6 +46,8 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
     ("each master cut off", |f| each(f, &f.lab.masters, cut_off)),
     ("links between hosts cut", between),
     ("each master cut off from the datastore", blind),
+    ("a leader that was frozen does nothing more", frozen),
+    ("two of three etcd members gone, and back", without_quorum),
     ("masters restart one after the other without a failed request", rolling),
     ("a node that boots finds the master that is there", boots),
     ("nothing was lost, skipped, repeated or done twice", judged),
@@ -60,12 +64,16 @@ fn ask(f: &Fixture, master: &str, arguments: &[&str]) -> Result<Output> {
     capture(command.arg("--request-timeout=3s").args(arguments))
 }
 
-/// kubectl at the first master that answers.
+/// kubectl at the first master that answers, beginning with the one that did last.
 fn anywhere(f: &Fixture, arguments: &[&str]) -> Result<String> {
+    let first = ANSWERED.load(Ordering::Relaxed);
     let mut last = Err(anyhow!("no master"));
-    for master in &f.lab.masters {
+    for offset in 0..f.lab.masters.len() {
+        let at = (first + offset) % f.lab.masters.len();
+        let master = &f.lab.masters[at];
         last = ask(f, master, arguments)?.success().with_context(|| format!("at {master}"));
         if last.is_ok() {
+            ANSWERED.store(at, Ordering::Relaxed);
             break;
         }
     }
@@ -218,6 +226,65 @@ fn blind(f: &Fixture) -> Result<Verdict> {
         };
         endure(f, &format!("{master} from every etcd member"), || set("down"), || set("up"))?;
     }
+    Ok(Verdict::Passed)
+}
+
+/// The leader stops in the middle of what it does, and goes on when another one leads.
+fn frozen(f: &Fixture) -> Result<Verdict> {
+    let path = "jsonpath={.spec.holderIdentity}";
+    let lease = ["get", "lease", "-n", "kube-system", "kube-controller-manager", "-o", path];
+    let holder = anywhere(f, &lease)?;
+    let leader = holder.split('_').next().unwrap_or_default();
+    let signal = |number| f.lab.kill(leader, number).map(drop);
+    let freeze = || {
+        signal(libc::SIGSTOP)?;
+        died(leader);
+        // kubectl's own patience with a master that says nothing is not what is measured.
+        let other = f.lab.masters.iter().position(|master| master != leader);
+        ANSWERED.store(other.unwrap_or_default(), Ordering::Relaxed);
+        Ok(())
+    };
+    let thaw = || {
+        for pid in f.lab.kill(leader, libc::SIGCONT)? {
+            // nsenter stops together with its child, and has to reap it one day.
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            let parent = parent.context("no parent")?.trim().to_owned();
+            tests::shell::run(&["kill", "-CONT", &parent])?;
+        }
+        Ok(())
+    };
+    endure(f, &format!("{leader}, frozen"), freeze, thaw)?;
+    let now = anywhere(f, &lease)?;
+    ensure!(now != holder, "{now} leads still");
+    grow(f)?;
+    Ok(Verdict::Passed)
+}
+
+/// Nothing can be written; what runs goes on, and so does all else when a member is back.
+fn without_quorum(f: &Fixture) -> Result<Verdict> {
+    let before = servers(f)?;
+    let gone = f.lab.etcds.iter().skip(1);
+    for etcd in gone.clone() {
+        f.lab.kill_and_wait(etcd, libc::SIGKILL)?;
+    }
+    let failed = || with_audit(|a| a.so_far(|w| w.failed.len()));
+    let first = failed()?;
+    let refused = wait_for("writes to be refused", CONVERGE, || {
+        let count = failed()?;
+        ensure!(count >= first + 4, "{count}");
+        Ok(())
+    });
+    for etcd in gone {
+        f.lab.start(etcd)?;
+    }
+    refused?;
+    let begin = Instant::now();
+    grow(f)?;
+    println!("         a new pod runs {:.1?} after the members' start", begin.elapsed());
+    ensure!(begin.elapsed() < SCHEDULED, "only after {:.1?}", begin.elapsed());
+    ensure!(before.is_subset(&servers(f)?), "servers ended");
+    whole(f)?;
     Ok(Verdict::Passed)
 }
 
@@ -383,7 +450,12 @@ fn read_terms(f: &Fixture) -> Result<BTreeMap<String, Vec<Term>>> {
             if (begins || ends)
                 && let Some(from) = open.remove(lease)
             {
-                let to = if ends { at } else { death(master, from)? };
+                // A frozen one ended when it froze: what it says of itself comes later.
+                let to = match death(master, from) {
+                    Ok(death) if ends => at.min(death),
+                    Err(_) if ends => at,
+                    other => other?,
+                };
                 terms.entry(lease.to_owned()).or_default().push((from, to, master.clone()));
             }
             if begins {
