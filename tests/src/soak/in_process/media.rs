@@ -34,7 +34,8 @@ impl Write {
             (Change::Bytes(own, bytes), Change::Bytes(offset, others)) => {
                 *own < offset + others.len() && *offset < own + bytes.len()
             }
-            _ => false,
+            // A later size, or bytes behind it, decide the size.
+            _ => true,
         }
     }
 }
