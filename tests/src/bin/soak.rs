@@ -72,7 +72,7 @@ struct PowerArgs {
 #[derive(Debug, Args)]
 struct MutationsArgs {
     /// How many histories a bug may live
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 60_000)]
     histories: u64,
     /// The first seed
     #[arg(long, default_value_t = 1)]
