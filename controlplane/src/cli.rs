@@ -129,6 +129,9 @@ pub struct RunArgs {
     /// How long an event is kept after it was last seen [default: 1h]
     #[arg(long, value_name = "DURATION")]
     pub event_ttl: Option<String>,
+    /// Keep events in memory only: they never wear out flash, and a restart of the master forgets them [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub volatile_events: Option<bool>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,store=debug` [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,

@@ -49,6 +49,8 @@ pub struct Config {
     pub node_monitor_grace: Duration,
     /// How long an Event is kept.
     pub event_ttl: Duration,
+    /// Events live in memory only.
+    pub volatile_events: bool,
     /// Filter of the log.
     pub log_filter: String,
 }
@@ -109,6 +111,7 @@ struct File {
     tls_san: Option<OneOrMore<String>>,
     node_monitor_grace_period: Option<String>,
     event_ttl: Option<String>,
+    volatile_events: Option<bool>,
     log_level: Option<String>,
 }
 
@@ -201,6 +204,7 @@ impl Config {
                 grace.as_deref().unwrap_or("40s"),
             )?,
             event_ttl: event_ttl(args.event_ttl.or(file.event_ttl).as_deref().unwrap_or("1h"))?,
+            volatile_events: args.volatile_events.or(file.volatile_events).unwrap_or_default(),
             log_filter: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         };
         Ok(config)

@@ -13,6 +13,8 @@ use crate::secrets::Loaded;
 
 /// Heartbeats live in memory only: they come again by themselves, and would wear out flash.
 const VOLATILE_PREFIX: &[u8] = b"/registry/leases/kube-node-lease/";
+/// What else lives in memory only, where the configuration says so.
+const EVENTS_PREFIX: &[u8] = b"/registry/events/";
 /// Name of the log's folder in the data folder.
 const FOLDER: &str = "store";
 
@@ -120,6 +122,9 @@ pub fn settings(dir: impl Into<PathBuf>, loaded: &Loaded) -> store::Config {
 pub async fn open(config: &Config, loaded: &Loaded) -> anyhow::Result<Store> {
     let mut own = settings(folder(&config.data_dir), loaded);
     own.extract = Arc::new(ObjectExtract::builtin());
+    if config.volatile_events {
+        own.volatile_prefixes.push(EVENTS_PREFIX.to_vec());
+    }
     let opened = match &config.datastore {
         Some(datastore) => Box::pin(Store::open_etcd(datastore.etcd()?, own)).await,
         None => Store::open(own),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use store::local::{Local, LocalError, Pieces};
 use store::snapshot::{self, SnapshotInfo};
 use store::{Disk, KeyRange, Range, RealDisk, Revision, Store};
@@ -210,13 +211,20 @@ fn put_in_place(
         secrets::write_secret(&secret, loaded.ring().secret())?;
     }
     if occupied {
+        // In one step: at no time there is no store, of which a starting master would make an empty cluster.
         let kept = aside("store");
-        moved(&store, &kept)?;
+        renameat_with(CWD, restoring, CWD, &store, RenameFlags::EXCHANGE).with_context(|| {
+            format!("exchanging {} and {}", restoring.display(), store.display())
+        })?;
+        flush_folder_of(&store)?;
+        moved(restoring, &kept)?;
         writeln!(io::stderr(), "The state that was there is kept in {}.", kept.display())?;
     } else if store.exists() {
         fs::remove_dir_all(&store).with_context(|| store.display().to_string())?;
+        moved(restoring, &store)?;
+    } else {
+        moved(restoring, &store)?;
     }
-    moved(restoring, &store)?;
     flush_folder_of(&store)
 }
 

@@ -70,12 +70,13 @@ impl Server {
     }
 
     fn etcd(dir: &Path) -> Result<Server> {
-        let socket = dir.join("peer.sock");
+        // etcd takes no path in a URL of its own, only a name in its folder that looks like HOST:PORT.
+        const SOCKET: &str = "peer.sock:0";
+        let socket = dir.join(SOCKET);
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let (client, peer) =
-            (format!("unix://{}", socket.display()), format!("http://127.0.0.1:{port}"));
+        let (client, peer) = (format!("unix://{SOCKET}"), format!("http://127.0.0.1:{port}"));
         let mut command = Command::new(ETCD);
-        command.arg("--data-dir").arg(dir.join("etcd"));
+        command.current_dir(dir).arg("--data-dir").arg(dir.join("etcd"));
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("default={peer}")]);
