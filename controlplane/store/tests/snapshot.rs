@@ -60,24 +60,30 @@ async fn a_snapshot_is_one_revision_and_becomes_a_store_whose_revision_never_goe
     let info = verify(&made.file).unwrap();
     assert_eq!((info.revision, info.keys), (made.revision, made.contents.len()));
     assert_eq!(info.file_bytes, std::fs::metadata(&made.file).unwrap().len());
-    for (at, floor, expected) in [(0, 0, made.revision), (1, 5000, 5000)] {
+    // The snapshot's store had reserved revisions for its volatile keys: nobody may see one of them again.
+    let far = 1 << 40;
+    for (at, floor, expected) in [(0, 0, made.revision), (1, 5000, 5000), (2, far, far)] {
         let dir = made.dir.path().join(format!("restored-{at}"));
         assert_eq!(restore(&made.file, &dir, floor).unwrap().revision, expected);
         let store = Store::open(Config::new(&dir)).unwrap();
-        assert_eq!(store.revision(), expected);
+        let begin = store.revision();
+        assert!(begin >= expected && (at < 2 || begin == far), "at {begin}");
         assert_eq!(contents(&store), made.contents);
         let keys = KeyRange::Prefix(Vec::new());
         let watch = |from| WatchRequest { keys: keys.clone(), from, index: None, events_max: 9 };
         let past = store.watch(watch(Some(expected))).unwrap_err();
-        let compacted = ReadError::Compacted { requested: expected, compact_revision: expected };
-        assert_eq!(past, compacted);
+        assert!(
+            matches!(past, ReadError::Compacted { requested, compact_revision }
+                if requested == expected && compact_revision >= expected),
+            "{past}"
+        );
         let status = store.lease_time_to_live(made.lease).await.unwrap();
         assert_eq!((status.granted_seconds, status.keys), (3600, vec!["/leased".into()]));
-        assert_eq!(store.txn(put("/k/00003", "on")).await.unwrap().revision, expected + 1);
+        assert_eq!(store.txn(put("/k/00003", "on")).await.unwrap().revision, begin + 1);
         store.close().await;
         // It stays restored, and a second restore replaces nothing.
         let store = Store::open(Config::new(&dir)).unwrap();
-        assert_eq!(store.revision(), expected + 1);
+        assert!(store.revision() > begin);
         store.close().await;
         let again = restore(&made.file, &dir, 0).unwrap_err();
         assert!(matches!(again, SnapshotError::Occupied { .. }), "{again}");
