@@ -161,9 +161,16 @@ fn obsolete(store: &Store, ring: &Keyring) -> Vec<Arc<Entry>> {
     let Some(newest) = ring.keys().pop() else { return Vec::new() };
     let key = format!("{ENCRYPTION_PREFIX}{}", newest.name);
     let range = Range::all(KeyRange::Prefix(ENCRYPTION_PREFIX.into()));
-    let mut entries = store.range(&range).map(|found| found.entries).unwrap_or_default();
-    entries.retain(|entry| *entry.key != *key.as_bytes());
-    entries
+    match store.range(&range) {
+        Ok(mut found) => {
+            found.entries.retain(|entry| *entry.key != *key.as_bytes());
+            found.entries
+        }
+        Err(error) => {
+            tracing::warn!(%error, "old encryption keys stay: they can't be listed");
+            Vec::new()
+        }
+    }
 }
 
 /// Removes keys that nothing needs: the state has no value of theirs, and files that do have the keys, too.

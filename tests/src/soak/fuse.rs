@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use fuser::BackgroundSession;
 
 use super::forgetful::Forgetful;
@@ -68,14 +68,8 @@ pub async fn run(binary: PathBuf, dir: &Path, plan: Plan) -> Result<Killed> {
         let mounted = Mounted::on(&files, &mount)?;
         let context = || format!("after cut {at} ({how}, seed {seed}):\n{}", site.log_tail());
         let mut master = Master::start(&site).await.with_context(context)?;
-        if at > 0 {
-            killed.ready_max = killed.ready_max.max(master.ready_after);
-            let took = master.ready_after;
-            ensure!(took < ready_max, "ready after {took:?} only, {}", context());
-        }
-        let checked = ledger.check(master.client.clone()).await.with_context(context)?;
-        killed.kept += checked.kept as u64;
-        killed.lost += checked.lost as u64;
+        let bound = if at > 0 { ready_max } else { Duration::MAX };
+        killed.came_back(&master, &ledger, bound).await.with_context(context)?;
         if at == cuts {
             master.kill();
             mounted.unmount()?;

@@ -41,6 +41,26 @@ pub struct Killed {
     pub ready_max: Duration,
 }
 
+impl Killed {
+    /// What a master that came back has to show: it was ready in time, and everything acknowledged is there.
+    pub(super) async fn came_back(
+        &mut self,
+        master: &Master,
+        ledger: &Ledger,
+        bound: Duration,
+    ) -> Result<()> {
+        let took = master.ready_after;
+        ensure!(took < bound, "ready after {took:?} only");
+        if bound < Duration::MAX {
+            self.ready_max = self.ready_max.max(took);
+        }
+        let checked = ledger.check(master.client.clone()).await?;
+        self.kept += checked.kept as u64;
+        self.lost += checked.lost as u64;
+        Ok(())
+    }
+}
+
 impl std::ops::AddAssign for Killed {
     fn add_assign(&mut self, other: Self) {
         self.kills += other.kills;
@@ -63,14 +83,8 @@ pub async fn run(binary: PathBuf, dir: &Path, plan: Plan) -> Result<Killed> {
     for at in 0..=kills {
         let mut master = Master::start(&site).await?;
         let context = || format!("after kill {at}:\n{}", site.log_tail());
-        if at > 0 {
-            killed.ready_max = killed.ready_max.max(master.ready_after);
-            let took = master.ready_after;
-            ensure!(took < ready_max, "ready after {took:?} only, {}", context());
-        }
-        let checked = ledger.check(master.client.clone()).await.with_context(context)?;
-        killed.kept += checked.kept as u64;
-        killed.lost += checked.lost as u64;
+        let bound = if at > 0 { ready_max } else { Duration::MAX };
+        killed.came_back(&master, &ledger, bound).await.with_context(context)?;
         if at == kills {
             break;
         }
