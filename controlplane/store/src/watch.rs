@@ -276,15 +276,22 @@ impl Hub {
         // Most of the history is read without holding the writers up; what came meanwhile is little.
         let mut backlog = VecDeque::new();
         let first = snapshot();
-        let from = request.from.unwrap_or(first.revision + 1);
-        let compact_revision = first.compacted_for(&request.keys);
-        if from <= compact_revision {
-            return Err(ReadError::Compacted { requested: from, compact_revision });
+        let compacted = |requested: Revision, needed: Revision, snapshot: &Snapshot| {
+            let compact_revision = snapshot.compacted_for(&request.keys);
+            let gone = needed <= compact_revision;
+            if gone { Err(ReadError::Compacted { requested, compact_revision }) } else { Ok(()) }
+        };
+        if let Some(from) = request.from {
+            compacted(from, from, &first)?;
+            backlog.extend(wanted(&first, &request, from));
         }
-        backlog.extend(wanted(&first, &request, from));
         let mut index = self.lock();
         let now = snapshot();
-        backlog.extend(wanted(&now, &request, from.max(first.revision + 1)));
+        let from = request.from.unwrap_or(now.revision + 1);
+        let unread = from.max(first.revision + 1);
+        // The window may have moved on over what came meanwhile.
+        compacted(from, unread, &now)?;
+        backlog.extend(wanted(&now, &request, unread));
         let seen = now.revision.max(from - 1);
         let events_max = request.events_max.saturating_add(backlog.len());
         let ended = index.closed.then_some(WatchError::Closed);
@@ -396,5 +403,74 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.hub.lock().remove(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::revision::Entry;
+
+    fn put(revision: Revision) -> Arc<Event> {
+        let entry = Entry {
+            key: Bytes::from_static(b"/a"),
+            value: Bytes::new(),
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            lease: 0,
+            extracted: Default::default(),
+        };
+        Event::new(revision, None, Some(Arc::new(entry)))
+    }
+
+    /// The state at `revision`, whose window holds what came behind `compacted`.
+    fn state(compacted: Revision, revision: Revision) -> Snapshot {
+        let mut snapshot = Snapshot {
+            map: crate::state::Map::new(),
+            history: crate::history::History::new(compacted),
+            revision,
+            bytes: 0,
+            leases: imbl::OrdMap::new(),
+            volatile_floor: 0,
+            volatile_prefixes: Arc::default(),
+        };
+        (compacted + 1..=revision).for_each(|at| snapshot.history.push(put(at)));
+        snapshot
+    }
+
+    /// Registers while the store goes from one state to another.
+    fn watch(
+        from: Option<Revision>,
+        then: Snapshot,
+        now: Snapshot,
+    ) -> Result<Vec<Revision>, ReadError> {
+        let states = RefCell::new(VecDeque::from([then, now.clone()]));
+        let snapshot = || states.borrow_mut().pop_front().unwrap_or_else(|| now.clone());
+        let keys = KeyRange::Prefix(b"/".to_vec());
+        let request = WatchRequest { keys, from, index: None, events_max: 10 };
+        let mut watcher = Arc::new(Hub::new(now.revision)).watch(request, &snapshot)?;
+        Ok(watcher.waiting().into_iter().flatten().map(|event| event.revision).collect())
+    }
+
+    #[test]
+    fn what_is_committed_while_a_watch_registers_is_in_it() {
+        assert_eq!(watch(Some(2), state(1, 4), state(1, 6)), Ok(vec![2, 3, 4, 5, 6]));
+        // What the first look held may have left the window since.
+        assert_eq!(watch(Some(2), state(1, 4), state(4, 6)), Ok(vec![2, 3, 4, 5, 6]));
+        assert_eq!(watch(Some(6), state(1, 4), state(5, 6)), Ok(vec![6]));
+        assert_eq!(watch(Some(8), state(1, 4), state(5, 6)), Ok(vec![]));
+        assert_eq!(watch(None, state(1, 4), state(5, 6)), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_watch_is_refused_when_the_window_passes_what_it_has_not_read() {
+        let refused = |requested| Err(ReadError::Compacted { requested, compact_revision: 5 });
+        assert_eq!(watch(Some(2), state(1, 4), state(5, 6)), refused(2));
+        assert_eq!(watch(Some(5), state(1, 4), state(5, 6)), refused(5));
     }
 }
