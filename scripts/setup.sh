@@ -31,12 +31,12 @@ own_address() {
 
 packages_of() {
     case $1 in
-        build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev protobuf-compiler" ;;
+        build) echo "gcc libc6-dev pkg-config libseccomp-dev libnftnl-dev libmnl-dev libelf-dev zlib1g-dev" ;;
         run) echo "nftables iptables iproute2 util-linux procps curl" ;;
         lab) echo "nftables iptables iproute2 util-linux procps curl busybox-static docker-registry" ;;
         sample) echo "busybox-static curl" ;;
         vm) echo "mmdebstrap e2fsprogs" ;;
-        test) echo "skopeo umoci runc conntrack netcat-openbsd shellcheck faketime bsdutils" ;;
+        test) echo "skopeo umoci runc conntrack netcat-openbsd shellcheck faketime bsdutils protobuf-compiler libprotobuf-dev" ;;
     esac
 }
 

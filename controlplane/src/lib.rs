@@ -15,6 +15,7 @@ pub mod etcd_api;
 pub mod figures;
 pub mod in_process;
 pub mod kubeconfig;
+pub mod kubelet_config;
 pub mod migrate;
 pub mod pki;
 pub mod report;

@@ -25,7 +25,10 @@ use crate::pki::{self, Pair, Pki, Wanted};
 use crate::secrets::{Loaded, Secrets};
 use crate::tls::{self, Shown};
 use crate::upkeep::Upkeep;
-use crate::{addresses, components, datastore, dns_service, kubeconfig, status, takeover, tokens};
+use crate::{
+    addresses, components, datastore, dns_service, kubeconfig, kubelet_config, status, takeover,
+    tokens,
+};
 
 /// Enough for a small master: everything is asynchronous, and each thread costs memory.
 const WORKERS: usize = 2;
@@ -303,7 +306,8 @@ impl Parts {
         let server = Box::pin(ApiServer::new(identity.apiserver_config(), store)).await?;
         let (user, groups) = in_process::MASTER;
         let own = in_process::client(server.clone(), user, groups);
-        Box::pin(dns_service::ensure(own, &identity.config)).await?;
+        Box::pin(dns_service::ensure(own.clone(), &identity.config)).await?;
+        Box::pin(kubelet_config::ensure(own, &identity.config)).await?;
         let tls = tls::server_config(&identity.pki.ca().certificate_pem, identity.shown.clone())?;
         let (stop_components, stopping) = watch::channel(false);
         let (stop_serving, stopping_serving) = watch::channel(false);

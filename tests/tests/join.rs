@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tests::fixture::{CONVERGE, Fixture, run_suite};
+use tests::fixture::{CONVERGE, Fixture, Shape, run_suite_on};
 use tests::lab::Host;
 use tests::scenario::{Scenario, Verdict};
 use tests::shell::{Output, capture, wait_for};
@@ -28,10 +28,13 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
     ("no cgroup memory controller", no_memory_controller),
     ("no master", no_master),
     ("a static pod runs and is mirrored", static_pod),
+    ("pods ask the DNS that the master told their node of", told_dns),
 ];
 
 fn main() -> ExitCode {
-    run_suite("join", 2, SCENARIOS)
+    // Not the usual ones: a node has to be told.
+    let arguments = &["--service-cluster-ip-range=10.77.0.0/16", "--cluster-domain=fleet.example"];
+    run_suite_on("join", Shape { nodes: 2, masters: 1, etcds: 0, arguments }, SCENARIOS)
 }
 
 /// Makes `node2` a device that has never been in a cluster.
@@ -289,5 +292,23 @@ fn static_pod(f: &Fixture) -> Result<Verdict> {
     wait_for("the mirror pod to go", CONVERGE, || {
         f.kubectl_fails(&["get", "pod", "fixed-node1"]).map(drop)
     })?;
+    Ok(Verdict::Passed)
+}
+
+fn told_dns(f: &Fixture) -> Result<Verdict> {
+    let image = ["--image=busybox", "--image-pull-policy=IfNotPresent", "--restart=Never"];
+    let command =
+        ["--", "sh", "-c", "cat /etc/resolv.conf && nslookup kubernetes.default.svc.fleet.example"];
+    f.kubectl(&[&["run", "asks", "--attach=false"][..], &image, &command].concat())?;
+    wait_for("the answer", CONVERGE, || {
+        let pod = f.get(&["pod", "asks"])?;
+        ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]);
+        Ok(())
+    })?;
+    let said = f.kubectl(&["logs", "asks"])?;
+    for wanted in ["nameserver 10.77.0.10", "search default.svc.fleet.example", "10.77.0.1"] {
+        ensure!(said.contains(wanted), "no {wanted:?} in {said:?}");
+    }
+    f.kubectl(&["delete", "pod", "asks", "--now"])?;
     Ok(Verdict::Passed)
 }

@@ -275,6 +275,12 @@ impl Master {
         Ok(time.and_then(|time| time.parse::<jiff::Timestamp>().ok()).map(SystemTime::from))
     }
 
+    /// The KubeletConfiguration that the cluster tells its nodes; `None` where it tells nothing.
+    pub(crate) fn kubelet_config(&self) -> Result<Option<String>, JoinError> {
+        let map = self.get("/api/v1/namespaces/kube-system/configmaps/kubelet-config")?;
+        Ok(map.as_ref().and_then(|map| map["data"]["kubelet"].as_str()).map(str::to_owned))
+    }
+
     fn roots(&self) -> Result<RootCerts, JoinError> {
         let chain = certificates(&self.ca_pem, Path::new("/cacerts"))?;
         let all: Vec<Certificate<'static>> =

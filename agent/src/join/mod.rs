@@ -3,6 +3,7 @@
 
 pub(crate) mod bootstrap;
 pub(crate) mod service;
+pub(crate) mod settings;
 pub(crate) mod token;
 
 use std::collections::BTreeMap;
@@ -32,15 +33,19 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let token = Token::parse(&args.token)?;
     let servers: Vec<String> =
         args.servers.iter().map(|server| complete_server(server)).collect::<Result<_, _>>()?;
-    let config = configuration(args, &servers)?;
+    let mut config = configuration(args, &servers)?;
     let config_path = args.config_dir.join("agent.toml");
-    let name = &config.node_name;
+    let name = config.node_name.clone();
     say(&format!("Joining {} as node {name:?}", servers.join(", ")));
     let master = find(&servers, &token)?;
     say("  the master's identity matches the token");
     let key = DeviceKey::ensure(&config.identity_dir())?;
-    let certificate = master.enroll(&token, &key, name)?;
+    let certificate = master.enroll(&token, &key, &name)?;
     say("  the master signed the node's certificate");
+    let as_node = master.as_node(&certificate, &key)?;
+    if let Some(text) = as_node.kubelet_config()? {
+        settings::adopt(&mut config, &text)?;
+    }
     Identity::write(&config.identity_dir(), &master.ca_pem, &certificate)?;
     config.save(&config_path)?;
     std::fs::create_dir_all(&config.manifests_dir)
@@ -53,7 +58,7 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
     }
     let mut started = service::start(&config, &config_path)?;
     say(&format!("  started {}; its log: {}", started.what, started.logs));
-    await_ready(&master.as_node(&certificate, &key)?, name, &mut started)
+    await_ready(&as_node, &name, &mut started)
         .with_context(|| format!("the agent's log may say more: {}", started.logs))?;
     say(&format!("Node {name:?} is Ready after {:.1} s", begun.elapsed().as_secs_f64()));
     Ok(())

@@ -1,12 +1,12 @@
 //! Every object that a fresh cluster holds, from the tables.
 //!
-//! Pure. Ours beyond upstream: nodes may do what a service proxy may (each node balances its own services), and holders of
-//! any bootstrap token may ask for a node's certificate.
+//! Pure. Ours beyond upstream: nodes may do what a service proxy may (each node balances its own services) and read what the
+//! cluster tells them, and holders of any bootstrap token may ask for a node's certificate.
 
 use super::bindings::{BINDINGS, CLUSTER_BINDINGS, ROLES};
 use super::cluster_roles::CLUSTER_ROLES;
 use super::controller_roles::CONTROLLER_ROLES;
-use super::spec::{BINDING, BindingSpec, RoleSpec, SubjectSpec, group, user};
+use super::spec::{BINDING, BindingSpec, ROLE, RoleSpec, SubjectSpec, group, named, user};
 use crate::lookup::prefix;
 use serde_json::{Value, json};
 
@@ -20,6 +20,19 @@ const OUR_BINDINGS: &[BindingSpec] = &[BindingSpec {
     subjects: &[group("system:bootstrappers")],
     ..BINDING
 }];
+/// What a node reads when it joins; kubeadm has the same, under a name of its own.
+const OUR_ROLE: RoleSpec = RoleSpec {
+    namespace: "kube-system",
+    name: "flotilla:kubelet-config",
+    rules: &[named("get", "", "configmaps", "kubelet-config")],
+    ..ROLE
+};
+const OUR_ROLE_BINDING: BindingSpec = BindingSpec {
+    namespace: "kube-system",
+    name: "flotilla:kubelet-config",
+    role: "flotilla:kubelet-config",
+    subjects: &[group("system:nodes")],
+};
 /// Subjects beyond upstream's: binding and subject.
 const OUR_SUBJECTS: &[(&str, SubjectSpec)] = &[("system:node-proxier", group("system:nodes"))];
 /// The one identity under which the controllers of this process act.
@@ -62,10 +75,10 @@ pub(super) fn all(service_cidrs: &[String]) -> Vec<BootstrapObject> {
     for role in CONTROLLER_ROLES {
         put(prefix::CLUSTER_ROLE_BINDINGS, controller_binding(role));
     }
-    for role in ROLES {
+    for role in ROLES.iter().chain([&OUR_ROLE]) {
         put(prefix::ROLES, role.object());
     }
-    for binding in BINDINGS {
+    for binding in BINDINGS.iter().chain([&OUR_ROLE_BINDING]) {
         put(prefix::ROLE_BINDINGS, binding.object());
     }
     objects

@@ -57,7 +57,7 @@ fn tables_are_upstreams() {
         let mine: BTreeMap<String, Value> = ours()
             .iter()
             .filter(|object| object.prefix == resource)
-            .filter(|object| object.name() != "flotilla:node-bootstrapper")
+            .filter(|object| !object.name().starts_with("flotilla:"))
             .map(|object| (key(&object.value), as_upstream(object)))
             .collect();
         let mut theirs = BTreeMap::new();
