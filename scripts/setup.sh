@@ -14,7 +14,8 @@ as_root() {
     command -v sudo >/dev/null || fail "not root, and no sudo here" "run it as root"
     say "this needs root: going through sudo"
     exec sudo env "PATH=$PATH" "CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}" "RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}" \
-        "CARGO_TARGET_DIR=$(target_dir)" "CI=${CI:-}" "FLOTILLA_BIN_DIR=${FLOTILLA_BIN_DIR:-}" "$@"
+        "CARGO_TARGET_DIR=$(target_dir)" "CI=${CI:-}" ${FLOTILLA_BIN_DIR:+"FLOTILLA_BIN_DIR=$FLOTILLA_BIN_DIR"} \
+        ${FLOTILLA_SPEC_DIR:+"FLOTILLA_SPEC_DIR=$FLOTILLA_SPEC_DIR"} "$@"
 }
 
 target_dir() { echo "${CARGO_TARGET_DIR:-${here:?}/target}"; }

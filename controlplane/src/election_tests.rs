@@ -16,8 +16,8 @@ use super::*;
 use crate::pki::{CA, Pki, SERVICE_ACCOUNT_KEY};
 
 const SHORT: Timing = Timing {
-    lease: Duration::from_secs(2),
-    renew: Duration::from_secs(1),
+    lease: Duration::from_secs(5),
+    renew: Duration::from_secs(2),
     retry: Duration::from_millis(100),
 };
 const DEADLINE: Duration = Duration::from_secs(20);

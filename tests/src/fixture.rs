@@ -88,7 +88,7 @@ pub fn run_suite_on(suite: &str, shape: Shape, scenarios: &[Scenario<Fixture>]) 
 
 /// Folder of the binaries under test: `FLOTILLA_BIN_DIR`, or where this test was built to.
 pub fn bin_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("FLOTILLA_BIN_DIR") {
+    if let Some(dir) = std::env::var_os("FLOTILLA_BIN_DIR").filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir));
     }
     let own = std::env::current_exe()?;

@@ -329,7 +329,7 @@ fn bad_pods(f: &Fixture) -> Result<Verdict> {
             ensure!(told == *reason, "{}", pod["status"]);
             Ok(())
         })?;
-        has_event(f, name, event)?;
+        wait_for(&format!("{name}: {event}"), CONVERGE, || has_event(f, name, event))?;
     }
     wait_for("no-volume: FailedMount", CONVERGE, || has_event(f, "no-volume", "FailedMount"))?;
     wait_for("no-node: FailedScheduling", CONVERGE, || {

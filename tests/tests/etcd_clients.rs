@@ -38,7 +38,12 @@ fn run(data: &Path, (api, etcd): (u16, u16)) -> Child {
     let binary = tests::fixture::bin_dir().unwrap().join("controlplane");
     let log = std::fs::File::create(data.join("log")).unwrap();
     Command::new(binary)
-        .args(["run", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+        .args([
+            "run",
+            "--config=/dev/null",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+        ])
         .arg(format!("--secure-port={api}"))
         .arg(format!("--etcd-listen-address=127.0.0.1:{etcd}"))
         .arg("--data-dir")
@@ -203,8 +208,8 @@ async fn the_etcd_client_crate_watches_across_a_restart() {
 async fn keys_die_with_their_lease_unless_it_is_kept() {
     let master = Master::start();
     let mut client = master.client().await;
-    let kept = client.lease_grant(2, None).await.unwrap().id();
-    let left = client.lease_grant(2, None).await.unwrap().id();
+    let kept = client.lease_grant(6, None).await.unwrap().id();
+    let left = client.lease_grant(6, None).await.unwrap().id();
     for (key, lease) in [("/l/kept", kept), ("/l/left", left)] {
         client.put(key, "1", Some(PutOptions::new().with_lease(lease))).await.unwrap();
     }
@@ -217,7 +222,7 @@ async fn keys_die_with_their_lease_unless_it_is_kept() {
         tokio::select! {
             _ = ticks.tick() => {
                 keeper.keep_alive().await.unwrap();
-                assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 2);
+                assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 6);
             }
             response = stream.message() => break response.unwrap().unwrap(),
         }

@@ -296,7 +296,7 @@ fn static_pod(f: &Fixture) -> Result<Verdict> {
 }
 
 fn told_dns(f: &Fixture) -> Result<Verdict> {
-    let image = ["--image=busybox", "--image-pull-policy=IfNotPresent", "--restart=Never"];
+    let image = ["--image=busybox:1.35", "--restart=Never"];
     let command =
         ["--", "sh", "-c", "cat /etc/resolv.conf && nslookup kubernetes.default.svc.fleet.example"];
     f.kubectl(&[&["run", "asks", "--attach=false"][..], &image, &command].concat())?;

@@ -90,6 +90,7 @@ fn create_get_describe(f: &Fixture) -> Result<Verdict> {
     f.kubectl(&["create", "job", "j", "-n", "verbs", "--image=busybox:1.35", "--", "true"])?;
     f.kubectl_fails(&["create", "configmap", "m", "-n", "verbs"])?;
     f.wait_ready("verbs", "app=d", 2)?;
+    f.kubectl(&["rollout", "status", "deployment/d", "-n", "verbs", "--timeout=60s"])?;
     prints(f, &["get", "deployments", "-n", "verbs"], &["NAME", "READY", "UP-TO-DATE", "2/2"])?;
     prints(
         f,
@@ -338,7 +339,7 @@ fn run_logs(f: &Fixture) -> Result<Verdict> {
 
 /// `logs -f` ends by itself when the container does, and has everything.
 fn follow(f: &Fixture) -> Result<()> {
-    let script = "for i in 1 2 3; do echo $i; sleep 1; done";
+    let script = "for i in 1 2 3; do echo $i; sleep 3; done";
     f.kubectl(&[
         "run",
         "short",

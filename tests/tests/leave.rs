@@ -79,11 +79,15 @@ fn works_behind_drop_policies(f: &Fixture, host: &Host) -> Result<()> {
     f.exec("guest", name, &["testserver", "get", &url])?;
     let back = format!("http://{}:8080/hostname", text(here, "/status/podIP"));
     f.exec("guest", text(there, "/metadata/name"), &["testserver", "get", &back])?;
-    f.exec("guest", name, &["testserver", "get", "http://web.guest/hostname"])?;
+    wait_for("the service's address", CONVERGE, || {
+        f.exec("guest", name, &["testserver", "get", "http://web.guest/hostname"])
+    })?;
     let path = "jsonpath={.spec.ports[0].nodePort}";
     let port = f.kubectl(&["get", "svc", "web", "-n", "guest", "-o", path])?;
     let url = format!("http://{}:{port}/hostname", host.ip);
-    tests::shell::run(&["curl", "-sS", "--fail", "--max-time", "5", &url]).map(drop)
+    wait_for("the node port", CONVERGE, || {
+        tests::shell::run(&["curl", "-sS", "--fail", "--max-time", "5", &url]).map(drop)
+    })
 }
 
 fn without_master(f: &Fixture) -> Result<Verdict> {

@@ -31,7 +31,9 @@ impl Drop for Master {
 
 impl Master {
     pub(crate) fn start(dir: &Path, port: &str, further: &[&str]) -> Self {
-        let arguments = ["run", "--bind-address", "127.0.0.1", "--secure-port", port];
+        // Not the configuration of a master on this machine.
+        let arguments =
+            ["run", "--config", "/dev/null", "--bind-address", "127.0.0.1", "--secure-port", port];
         let mut command = controlplane(dir, &arguments);
         let child = command.args(further).stderr(Stdio::null()).spawn().unwrap();
         let mut master = Self(child);

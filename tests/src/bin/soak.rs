@@ -228,10 +228,11 @@ fn mutations(args: &MutationsArgs) -> Result<()> {
 
 /// The master under test: of `FLOTILLA_BIN_DIR`, or beside this program.
 fn master() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let beside = own.parent().context("no folder")?.to_path_buf();
-    let dir = std::env::var_os("FLOTILLA_BIN_DIR").map_or(beside, PathBuf::from);
-    let binary = dir.join("controlplane");
+    let binary = match std::env::var_os("FLOTILLA_BIN_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => std::env::current_exe()?.parent().context("no folder")?.to_path_buf(),
+    }
+    .join("controlplane");
     ensure!(binary.exists(), "{} is not built", binary.display());
     Ok(binary)
 }

@@ -98,8 +98,21 @@ impl Host {
         for folder in ["etc", ".etc-work", "var/lib", "var/log"] {
             fs::create_dir_all(self.dir.join(folder))?;
         }
+        self.hide_machines_configuration()?;
         self.plug()?;
         self.start_holder()
+    }
+
+    /// The machine may be a node or a master itself; what it is configured as is nothing to a host of the lab.
+    fn hide_machines_configuration(&self) -> Result<()> {
+        let own = self.dir.join("etc/flotilla");
+        if own.exists() || !Path::new("/etc/flotilla").exists() {
+            return Ok(());
+        }
+        fs::create_dir(&own)?;
+        let opaque = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&own, "trusted.overlay.opaque", b"y", opaque)
+            .with_context(|| format!("cannot hide /etc/flotilla behind {}", own.display()))
     }
 
     fn plug(&self) -> Result<()> {

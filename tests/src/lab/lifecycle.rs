@@ -41,6 +41,14 @@ pub struct UpOptions {
     pub master_args: Vec<String>,
 }
 
+/// Two labs that come up at once take different numbers: a number is taken once its switch is there.
+fn hold_numbers() -> Result<fs::File> {
+    let path = std::env::temp_dir().join("flotilla-labs.lock");
+    let file = fs::File::create(&path).with_context(|| path.display().to_string())?;
+    file.lock().with_context(|| path.display().to_string())?;
+    Ok(file)
+}
+
 impl Lab {
     /// Brings a lab up and waits until every node is Ready; on failure all of it is taken down again,
     /// logs excepted.
@@ -51,8 +59,11 @@ impl Lab {
                 options.dir.display()
             );
         }
+        let numbers = hold_numbers()?;
         let lab = Lab::prepare(options)?;
-        let outcome = lab.start_all(options);
+        let switched = lab.make_switch();
+        drop(numbers);
+        let outcome = switched.and_then(|()| lab.start_all(options));
         if let Err(error) = outcome {
             let logs = lab.log_tails();
             if let Err(second) = lab.take_down() {
@@ -98,7 +109,6 @@ impl Lab {
     }
 
     fn start_all(&self, options: &UpOptions) -> Result<()> {
-        self.make_switch()?;
         self.start_registry()?;
         for etcd in &self.etcds {
             self.host(etcd)?.power_on()?;
@@ -322,8 +332,11 @@ impl Lab {
             run(&["ip", "netns", "del", &switch])?;
         }
         let machine = self.addresses().machine_link();
-        if Path::new("/sys/class/net").join(&machine).exists() {
-            run(&["ip", "link", "del", &machine])?;
+        // With the switch's namespace its end of the link goes, and this one by itself a moment later.
+        let link = Path::new("/sys/class/net").join(&machine);
+        let deleted = crate::shell::capture(Command::new("ip").args(["link", "del", &machine]))?;
+        if deleted.code != 0 && link.exists() {
+            bail!("cannot delete the link {machine}: {}", deleted.stderr);
         }
         match fs::remove_file(self.dir.join("lab.json")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

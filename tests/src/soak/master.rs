@@ -80,7 +80,12 @@ impl Master {
         let port = site.port.to_string();
         let mut command = Command::new(&site.binary);
         command
-            .args(["run", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+            .args([
+                "run",
+                "--config=/dev/null",
+                "--bind-address=127.0.0.1",
+                "--advertise-address=127.0.0.1",
+            ])
             .args(["--secure-port", &port, "--data-dir"])
             .arg(&site.data)
             .stdin(Stdio::null())

@@ -122,14 +122,14 @@ pub async fn a_slow_watcher_is_expired_and_the_backlog_is_not_held_against_it(ba
 
 pub async fn leases_take_their_keys_along(backing: &Backing) {
     let store = backing.open().await;
-    let lease = store.lease_grant(0, 1).await.unwrap();
+    let lease = store.lease_grant(0, 4).await.unwrap();
     let leased = |key: &str| Txn::of(vec![Op::Put { key: key.into(), value: "".into(), lease }]);
     store.txn(leased("a")).await.unwrap();
     store.txn(leased("b")).await.unwrap();
     store.txn(put("b", "free again")).await.unwrap();
     assert_eq!(store.lease_time_to_live(lease).await.unwrap().keys, ["a"]);
     let mut watcher = store.watch(watch("", None)).unwrap();
-    let events = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await;
+    let events = tokio::time::timeout(Duration::from_secs(30), watcher.next()).await;
     let events = events.expect("the lease should have ended").unwrap();
     assert_eq!(events.iter().map(|e| e.key()).collect::<Vec<_>>(), [b"a"]);
     assert!(store.get(b"b").is_some());

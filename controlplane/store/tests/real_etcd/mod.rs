@@ -116,6 +116,8 @@ impl RealEtcd {
     pub fn put(&self, key: &str, value: &str) {
         let mut etcdctl = Command::new("/usr/bin/etcdctl");
         etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoints().join(",")]);
+        // It may have been started a moment ago.
+        etcdctl.args(["--dial-timeout=30s", "--command-timeout=30s"]);
         let done = etcdctl.args(["put", key, value]).stdout(Stdio::null()).status().unwrap();
         assert!(done.success());
     }
