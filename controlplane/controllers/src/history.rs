@@ -1,6 +1,7 @@
 //! ControllerRevisions: the remembered templates of an owner, which `kubectl rollout history` and `undo` read.
 
 use crate::{
+    claim,
     cluster::Cluster,
     kinds::ControllerRevision,
     runtime::{Error, Key, object::Kind, template, write::Deletion},
@@ -50,13 +51,17 @@ pub(crate) async fn ensure<K: Kind>(
             Ok(_) => return Ok(hash),
             Err(error) if error.is_already_exists() => {
                 let there = cluster.revisions.live(&Key::new(owner.namespace(), &name)).await?;
-                let ours = |r: &ControllerRevision| {
-                    r.data == wanted && r.controller().is_some_and(|o| o.uid == owner.uid())
+                let Some(there) = there.filter(|r| r.data == wanted) else { continue };
+                match there.controller().map(|o| o.uid == owner.uid()) {
+                    Some(true) => cluster.revisions.observe_write(there),
+                    Some(false) => continue,
+                    // Left behind by an owner that orphaned it.
+                    None => {
+                        let patch = json!({"metadata": {"ownerReferences": claim::adopted(owner, &there)}, "revision": newest + 1});
+                        cluster.revisions.patch_object(&there.metadata, patch).await?
+                    }
                 };
-                if let Some(there) = there.filter(ours) {
-                    cluster.revisions.observe_write(there);
-                    return Ok(hash);
-                }
+                return Ok(hash);
             }
             Err(error) => return Err(error),
         }

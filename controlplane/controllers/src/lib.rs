@@ -4,6 +4,7 @@
 //! kind ([`runtime`]). A pure kube client: it runs against any Kubernetes API server and must not know anything of ours.
 
 mod certificates;
+mod claim;
 mod cluster;
 mod config;
 mod daemon_set;

@@ -8,6 +8,7 @@ use crate::{
     plugin::ClusterEvent,
     pod::{PodInfo, PodObject},
     queue::Queue,
+    selector::Labels,
     snapshot::Snapshot,
 };
 use futures::{FutureExt, Stream, StreamExt, stream::BoxStream};
@@ -17,7 +18,11 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -64,8 +69,10 @@ pub(crate) struct Driver {
     /// Seen since a watch began anew; what is missing at its end is gone.
     relisted_pods: HashSet<Arc<str>>,
     relisted_nodes: HashSet<Arc<str>>,
+    relisted_namespaces: HashMap<String, Labels>,
     pods_ready: bool,
     nodes_ready: bool,
+    namespaces_ready: bool,
     wake_at: Option<Instant>,
 }
 
@@ -88,8 +95,10 @@ pub(crate) async fn drive(
         reports,
         relisted_pods: HashSet::new(),
         relisted_nodes: HashSet::new(),
+        relisted_namespaces: HashMap::new(),
         pods_ready: false,
         nodes_ready: false,
+        namespaces_ready: false,
         wake_at: None,
     };
     let result = driver.turn_until(&mut incoming, &mut shutdown).await;
@@ -258,15 +267,22 @@ impl Driver {
 
     fn on_namespace(&mut self, event: Event<PartialObjectMeta<Namespace>>) {
         match event {
-            Event::Apply(n) | Event::InitApply(n) => {
+            Event::InitApply(n) => {
+                let labels = n.metadata.labels.unwrap_or_default();
+                self.relisted_namespaces.insert(n.metadata.name.unwrap_or_default(), labels);
+            }
+            Event::Apply(n) => {
                 let labels = n.metadata.labels.unwrap_or_default();
                 self.snapshot.namespaces.insert(n.metadata.name.unwrap_or_default(), labels);
             }
             Event::Delete(n) => {
                 self.snapshot.namespaces.remove(&n.name_any());
             }
-            Event::Init => self.snapshot.namespaces.clear(),
-            Event::InitDone => {}
+            Event::Init => self.relisted_namespaces.clear(),
+            Event::InitDone => {
+                self.snapshot.namespaces = std::mem::take(&mut self.relisted_namespaces);
+                self.namespaces_ready = true;
+            }
         }
     }
 
@@ -277,7 +293,7 @@ impl Driver {
 
     /// Makes a few decisions; false when there is nothing to decide or no binding may start.
     fn decide(&mut self) -> bool {
-        if !self.pods_ready || !self.nodes_ready {
+        if !self.pods_ready || !self.nodes_ready || !self.namespaces_ready {
             return false;
         }
         for turn in 0..DECISIONS_PER_TURN {

@@ -150,8 +150,9 @@ struct Status {
 
 #[derive(Debug, Clone, Deserialize)]
 struct Condition {
-    #[serde(rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "or_default")]
     kind: String,
+    #[serde(default, deserialize_with = "or_default")]
     status: String,
     message: Option<String>,
 }
@@ -169,15 +170,18 @@ pub struct Resources {
     pub extended: BTreeMap<String, i64>,
 }
 
+/// More than any node has, and a thousand times as much still counts without overflow.
+const AMOUNT_MAX: i64 = 1 << 53;
+
 impl Resources {
     /// Reads a resource list; entries that are no quantities count as zero (the API server refuses them).
     #[must_use]
     pub fn from_list(list: &BTreeMap<String, String>) -> Self {
         let mut all = Self::default();
         for (name, text) in list {
-            let units = || quantity::parse_units(text).unwrap_or(0);
+            let units = || quantity::parse_units(text).unwrap_or(0).min(AMOUNT_MAX);
             match name.as_str() {
-                "cpu" => all.cpu_milli = quantity::parse_milli(text).unwrap_or(0),
+                "cpu" => all.cpu_milli = quantity::parse_milli(text).unwrap_or(0).min(AMOUNT_MAX),
                 "memory" => all.memory = units(),
                 "ephemeral-storage" => all.ephemeral_storage = units(),
                 "pods" => {}

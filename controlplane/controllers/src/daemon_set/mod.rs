@@ -6,6 +6,7 @@
 mod plan;
 
 use crate::{
+    claim,
     cluster::Cluster,
     history,
     kinds::{DaemonSet, Pod},
@@ -44,10 +45,19 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> impl Future<Output = ()> + use<> 
         }
     });
     let q = Arc::clone(&queue);
+    let sets = Arc::clone(&cluster.daemon_sets);
     cluster.pods.on_change(move |change| {
         for pod in change.both() {
-            if let Some(owner) = pod.controller().filter(|o| o.kind == "DaemonSet") {
-                q.add(Key::new(pod.namespace(), &owner.name));
+            match pod.controller() {
+                Some(owner) if owner.kind == "DaemonSet" => {
+                    q.add(Key::new(pod.namespace(), &owner.name));
+                }
+                Some(_) => {}
+                None => sets
+                    .in_namespace(pod.namespace())
+                    .iter()
+                    .filter(|s| selector::matches(&s.spec.selector, pod.labels()))
+                    .for_each(|s| q.add(s.key())),
             }
         }
     });
@@ -75,12 +85,13 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
     let hash = history::ensure(cluster, &*set, &set.spec.template).await?;
     let nodes = cluster.nodes.list();
     let mut next = Next::Done;
-    let acts = plan::acts(&set, &nodes, (&fit, &hash), (&pods(cluster, &set), cluster.now()));
+    let claimed = claim::pods(cluster, &cluster.daemon_sets, &*set, &set.spec.selector).await?;
+    let acts = plan::acts(&set, &nodes, (&fit, &hash), (&claimed, cluster.now()));
     if acts.wait_for_failed {
         next = Next::After(FAILED_GRACE);
     }
     let result = apply(cluster, &set, &hash, acts).await;
-    let pods = pods(cluster, &set);
+    let pods = cluster.pods.owned_by(set.uid());
     let status = plan::status(&set, &nodes, (&fit, &hash), (&pods, cluster.now()));
     if status != set.status {
         let patch = without_zeros(json!(status), &STATUS_ZEROS);
@@ -91,10 +102,6 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
         pods.iter().filter_map(|p| p.labels().get(history::HASH).cloned()).chain([hash]).collect();
     history::prune(cluster, set.uid(), &live, set.spec.revision_history_limit).await?;
     Ok(next)
-}
-
-fn pods(cluster: &Cluster, set: &DaemonSet) -> Vec<Arc<Pod>> {
-    cluster.pods.owned_by(set.uid())
 }
 
 async fn apply(

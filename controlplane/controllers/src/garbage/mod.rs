@@ -38,6 +38,8 @@ use tokio::{task::JoinSet, time::Instant};
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 /// A new cluster may not answer discovery yet.
 const DISCOVERY_RETRY: Duration = Duration::from_secs(1);
+/// How soon an object is looked at again while some kind is not listed yet.
+const LIST_POLL: Duration = Duration::from_millis(100);
 /// Objects looked at at one time.
 const WORKERS: usize = 8;
 /// Kinds without owners worth following.
@@ -56,8 +58,8 @@ struct State {
     kinds: Vec<ServedKind>,
     /// All kinds of the last discovery, for resolving owner references.
     served: Vec<ServedKind>,
-    /// Kinds whose first list is complete.
-    listed: HashSet<usize>,
+    /// Kinds that are followed and whose first list is not complete. What depends on what is not known until then.
+    unlisted: HashSet<usize>,
 }
 
 /// Gives the work to be run.
@@ -71,7 +73,12 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> impl Future<Output = ()> + use<> 
     let work =
         run_workers("garbage-collector", Arc::clone(&collector.queue), WORKERS, move |task| {
             let c = Arc::clone(&c);
-            async move { c.reconcile(&task).await.map(|()| Next::Done) }
+            async move {
+                if !c.state().unlisted.is_empty() {
+                    return Ok(Next::After(LIST_POLL));
+                }
+                c.reconcile(&task).await.map(|()| Next::Done)
+            }
         });
     async move {
         tokio::join!(collector.watch_kinds(), work);
@@ -123,8 +130,10 @@ impl Collector {
             }
             let index = {
                 let mut state = self.state();
+                let index = state.kinds.len();
                 state.kinds.push(kind.clone());
-                state.kinds.len() - 1
+                state.unlisted.insert(index);
+                index
             };
             let collector = Arc::clone(self);
             let api: Api<Meta> = Api::all_with(self.client.clone(), &kind.api);
@@ -148,6 +157,7 @@ impl Collector {
             if !stays {
                 handle.abort();
                 let mut state = self.state();
+                state.unlisted.remove(index);
                 for uid in state.graph.of_kind(*index) {
                     let tasks = state.graph.remove(&uid);
                     tasks.into_iter().for_each(|t| self.queue.add(t));
@@ -176,7 +186,7 @@ impl Collector {
                     relisted.clear();
                     let tasks: Vec<Task> =
                         gone.iter().flat_map(|uid| state.graph.remove(uid)).collect();
-                    if state.listed.insert(kind) {
+                    if state.unlisted.remove(&kind) {
                         tracing::trace!(kind = %state.kinds[kind].api.kind, after = ?begin.elapsed(), "listed");
                     }
                     drop(state);

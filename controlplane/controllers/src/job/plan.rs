@@ -45,12 +45,17 @@ fn has_succeeded(pod: &Pod) -> bool {
     pod.status.phase.as_deref() == Some("Succeeded")
 }
 
+/// Whether the pod counts as a failure. One that is deleted before it ended may never come to say so itself.
+fn has_failed(pod: &Pod) -> bool {
+    !has_succeeded(pod) && (pod.is_finished() || pod.is_deleting())
+}
+
 /// The noted ends with those that came since; `None` when there is none.
 pub(super) fn newly_ended(job: &Job, pods: &[Arc<Pod>]) -> Option<Uncounted> {
     let mut noted = job.status.uncounted_terminated_pods.clone();
     let known = |n: &Uncounted, uid: &str| n.succeeded.iter().chain(&n.failed).any(|u| u == uid);
     let mut any = false;
-    for pod in pods.iter().filter(|p| p.is_finished() && is_tracked(p)) {
+    for pod in pods.iter().filter(|p| (has_succeeded(p) || has_failed(p)) && is_tracked(p)) {
         if known(&noted, pod.uid()) {
             continue;
         }
@@ -89,28 +94,50 @@ fn seconds(n: i64) -> Duration {
     Duration::from_secs(u64::try_from(n).unwrap_or(0))
 }
 
+/// Whether the containers of the running pods were restarted more often than the Job allows failures.
+fn restarted_too_often(job: &Job, active: &[&Arc<Pod>]) -> bool {
+    if job.spec.template["spec"]["restartPolicy"] != "OnFailure" {
+        return false;
+    }
+    let statuses = active.iter().map(|p| &p.status);
+    let restarts: i64 = statuses
+        .flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses))
+        .map(|c| i64::from(c.restart_count))
+        .sum();
+    restarts > 0 && restarts >= i64::from(job.spec.backoff_limit.unwrap_or(BACKOFF_LIMIT))
+}
+
+/// When the Job's time is over, in seconds since 1970.
+fn deadline(job: &Job, start: &Time) -> Option<i64> {
+    Some(start.0.as_second().saturating_add(job.spec.active_deadline_seconds?))
+}
+
 /// Why the Job ends: condition, reason, message.
-fn verdict(job: &Job, active: i32, now: Timestamp) -> Option<(&'static str, &'static str, String)> {
+fn verdict(
+    job: &Job,
+    active: &[&Arc<Pod>],
+    now: Timestamp,
+) -> Option<(&'static str, &'static str, String)> {
     if let Some(target) = condition(&job.status.conditions, "FailureTarget") {
         let (reason, message) = (target.reason.clone(), target.message.clone().unwrap_or_default());
         let late = reason.as_deref() == Some("DeadlineExceeded");
         let reason = if late { "DeadlineExceeded" } else { "BackoffLimitExceeded" };
         return Some(("Failed", reason, message));
     }
-    if job.status.failed > job.spec.backoff_limit.unwrap_or(BACKOFF_LIMIT) {
+    if job.status.failed > job.spec.backoff_limit.unwrap_or(BACKOFF_LIMIT)
+        || restarted_too_often(job, active)
+    {
         let message = "Job has reached the specified backoff limit".to_owned();
         return Some(("Failed", "BackoffLimitExceeded", message));
     }
-    if let (Some(limit), Some(start)) = (job.spec.active_deadline_seconds, &job.status.start_time)
-        && !job.spec.suspend
-        && start.0.as_second() + limit <= now.as_second()
-    {
+    let deadline = job.status.start_time.as_ref().and_then(|start| deadline(job, start));
+    if !job.spec.suspend && deadline.is_some_and(|deadline| deadline <= now.as_second()) {
         let message = "Job was active longer than specified deadline".to_owned();
         return Some(("Failed", "DeadlineExceeded", message));
     }
     let enough = match job.spec.completions {
         Some(completions) => job.status.succeeded >= completions,
-        None => job.status.succeeded > 0 && active == 0,
+        None => job.status.succeeded > 0 && active.is_empty(),
     };
     enough.then(|| {
         ("Complete", "CompletionsReached", "Reached expected number of succeeded pods".to_owned())
@@ -124,7 +151,7 @@ pub(super) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut conditions = job.status.conditions.clone();
     let mut completion = None;
-    match verdict(job, count(active.len()), now) {
+    match verdict(job, &active, now) {
         Some((kind, reason, message)) => {
             plan.delete = active.iter().map(|p| Arc::clone(p)).collect();
             let target = if kind == "Failed" { "FailureTarget" } else { "SuccessCriteriaMet" };
@@ -165,8 +192,9 @@ pub(super) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
         && before.start_time == start
         && before.conditions == conditions;
     plan.status = (!same).then_some(patch);
-    if let (Some(limit), Some(start)) = (job.spec.active_deadline_seconds, &start) {
-        let wait = seconds(start.0.as_second() + limit - now.as_second()) + Duration::from_secs(1);
+    if let Some(deadline) = start.as_ref().and_then(|start| deadline(job, start)) {
+        let left = seconds(deadline.saturating_sub(now.as_second()));
+        let wait = left.saturating_add(Duration::from_secs(1));
         plan.look_again = Some(plan.look_again.map_or(wait, |w| w.min(wait)));
     }
     plan
@@ -222,7 +250,7 @@ fn set(all: &mut Vec<Condition>, (kind, reason, message): (&str, &str, String), 
 mod tests {
     use super::*;
 
-    /// State of pods: r(unning), s(ucceeded), f(ailed 5 s ago), d(eleting).
+    /// State of pods: r(unning), R(unning, restarted twice), s(ucceeded), f(ailed 5 s ago), d(eleting).
     fn run(spec: Value, mut status: Value, state: &str) -> String {
         let now = Timestamp::from_second(1000).unwrap();
         status["startTime"] = json!("1970-01-01T00:10:00Z");
@@ -241,6 +269,9 @@ mod tests {
                 "status": {"phase": phase, "conditions":
                     [{"type": "Ready", "status": "False", "lastTransitionTime": "1970-01-01T00:16:35Z"}]},
             });
+            if c == 'R' {
+                p["status"]["containerStatuses"] = json!([{"restartCount": 2}]);
+            }
             if c == 'd' {
                 p["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:16:35Z");
             }
@@ -259,6 +290,10 @@ mod tests {
     #[test]
     fn jobs_run_to_their_end() {
         let five = || json!({"completions": 5, "parallelism": 2});
+        let restarting = |limit: i32| {
+            let template = json!({"spec": {"restartPolicy": "OnFailure"}});
+            json!({"backoffLimit": limit, "template": template})
+        };
         for (spec, status, pods, expected) in [
             (five(), json!({}), "", "+2 -0 wait 0"),
             (five(), json!({"succeeded": 4}), "ssss", "+1 -0 wait 0"),
@@ -278,8 +313,41 @@ mod tests {
             (json!({"parallelism": 1}), json!({}), "rr", "+0 -1 wait 0"),
             (json!({"suspend": true}), json!({}), "r", "+0 -1 wait 0 Suspended"),
             (json!({"activeDeadlineSeconds": 300}), json!({}), "r", "+0 -1 wait 1 FailureTarget"),
+            (
+                json!({"activeDeadlineSeconds": i64::MAX}),
+                json!({}),
+                "r",
+                "+0 -0 wait 9223372036854774808",
+            ),
+            (restarting(2), json!({}), "R", "+0 -1 wait 0 FailureTarget"),
+            (restarting(3), json!({}), "R", "+0 -0 wait 0"),
+            (restarting(0), json!({}), "r", "+0 -0 wait 0"),
         ] {
             assert_eq!(run(spec.clone(), status, pods), expected, "{spec} {pods}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_deleted_before_its_end_is_a_failure() {
+        let job: Job =
+            serde_json::from_value(json!({"metadata": {"name": "j"}, "spec": {}})).unwrap();
+        let pod = |phase: &str, deleting: bool| {
+            let mut pod = json!({
+                "metadata": {"name": "p", "uid": "p", "finalizers": [FINALIZER]},
+                "spec": {}, "status": {"phase": phase},
+            });
+            if deleting {
+                pod["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:00Z");
+            }
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let ended = |phase, deleting| {
+            newly_ended(&job, &[pod(phase, deleting)]).map(|n| (n.succeeded.len(), n.failed.len()))
+        };
+        assert_eq!(ended("Pending", false), None);
+        assert_eq!(ended("Pending", true), Some((0, 1)));
+        assert_eq!(ended("Running", true), Some((0, 1)));
+        assert_eq!(ended("Failed", false), Some((0, 1)));
+        assert_eq!(ended("Succeeded", true), Some((1, 0)));
     }
 }

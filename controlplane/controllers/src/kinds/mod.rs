@@ -18,8 +18,9 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Condition {
-    #[serde(rename = "type")]
+    #[serde(default, rename = "type", deserialize_with = "or_default")]
     pub(crate) kind: String,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) status: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
@@ -111,6 +112,7 @@ pub(crate) struct Container {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ContainerPort {
     pub(crate) name: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) container_port: i32,
     pub(crate) protocol: Option<String>,
 }
@@ -127,10 +129,13 @@ pub(crate) struct PodStatus {
     pub(crate) pod_ips: Vec<PodIp>,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) container_statuses: Vec<ContainerStatus>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) init_container_statuses: Vec<ContainerStatus>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct PodIp {
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) ip: String,
 }
 
@@ -205,6 +210,7 @@ pub(crate) struct NodeStatus {
 
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct NodeAddress {
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) address: String,
 }
 

@@ -35,6 +35,7 @@ pub(crate) struct ServiceSpec {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServicePort {
     pub(crate) name: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) port: i32,
     pub(crate) protocol: Option<String>,
     pub(crate) target_port: Option<IntOrString>,
@@ -46,6 +47,7 @@ pub(crate) struct ServicePort {
 pub(crate) struct EndpointSlice {
     #[serde(deserialize_with = "slim_meta")]
     pub(crate) metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) address_type: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) endpoints: Option<Vec<Endpoint>>,
@@ -92,7 +94,9 @@ pub(crate) struct EndpointConditions {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct TargetRef {
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) kind: String,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) name: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) namespace: String,

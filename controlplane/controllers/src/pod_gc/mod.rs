@@ -62,12 +62,16 @@ async fn pass(cluster: &Cluster, missing: &mut HashMap<String, Instant>) {
 }
 
 async fn collect(cluster: &Cluster, pod: &Pod, reason: Reason) -> Result<(), Error> {
-    if reason == Reason::NodeGone && !pod.is_finished() {
-        let patch = json!({"status": {"phase": "Failed", "conditions": [{
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
-            "message": "PodGC: node no longer exists",
-            "lastTransitionTime": cluster.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        }]}});
+    if !pod.is_finished() {
+        let mut status = json!({"phase": "Failed"});
+        if reason == Reason::NodeGone {
+            status["conditions"] = json!([{
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
+                "message": "PodGC: node no longer exists",
+                "lastTransitionTime": cluster.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            }]);
+        }
+        let patch = json!({ "status": status });
         let marked =
             cluster.pods.patch(&pod.metadata, Some("status"), Format::Strategic, patch).await;
         gone_is_fine(marked)?;

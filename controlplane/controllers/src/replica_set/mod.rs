@@ -4,7 +4,8 @@
 mod plan;
 
 use crate::{
-    cluster::{Cluster, may_adopt},
+    claim,
+    cluster::Cluster,
     kinds::{Pod, ReplicaSet},
     runtime::{
         Error, Key, Next, WorkQueue,
@@ -16,7 +17,7 @@ use crate::{
     },
 };
 use futures::future::join_all;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 
 const COMPONENT: &str = "replicaset-controller";
@@ -67,7 +68,7 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
     if selector::is_empty(&set.spec.selector) {
         return Ok(Next::Done);
     }
-    let pods = claim(cluster, &set).await?;
+    let pods = claim::pods(cluster, &cluster.replica_sets, &*set, &set.spec.selector).await?;
     let (active, others): (Vec<_>, Vec<_>) =
         pods.into_iter().partition(|p| !p.is_finished() && !p.is_deleting());
     let terminating = others.iter().filter(|p| p.is_deleting() && !p.is_finished()).count();
@@ -84,45 +85,6 @@ async fn reconcile(cluster: &Cluster, key: &Key) -> Result<Next, Error> {
         Err(failure) if !failure.error.is_namespace_terminating() => Err(failure.error),
         _ => Ok(plan::next_availability(&set, &active, now).map_or(Next::Done, Next::After)),
     }
-}
-
-/// Pods that belong to the set, after adopting orphans and releasing those that no longer match.
-async fn claim(cluster: &Cluster, set: &Arc<ReplicaSet>) -> Result<Vec<Arc<Pod>>, Error> {
-    let mut claimed = Vec::new();
-    for pod in cluster.pods.owned_by(set.uid()) {
-        if selector::matches(&set.spec.selector, pod.labels()) {
-            claimed.push(pod);
-        } else if !set.is_deleting() && !pod.is_deleting() {
-            release(cluster, set, &pod).await?;
-        }
-    }
-    if set.is_deleting() {
-        return Ok(claimed);
-    }
-    let fits = |p: &Arc<Pod>| {
-        !p.is_deleting() && !p.is_finished() && selector::matches(&set.spec.selector, p.labels())
-    };
-    let orphans: Vec<_> =
-        cluster.pods.orphans_in(set.namespace()).into_iter().filter(fits).collect();
-    if orphans.is_empty() || !may_adopt(&cluster.replica_sets, set).await? {
-        return Ok(claimed);
-    }
-    for orphan in orphans {
-        let mut owners = json!(orphan.metadata.owner_references.clone().unwrap_or_default());
-        if let Some(owners) = owners.as_array_mut() {
-            owners.push(set.as_controller());
-        }
-        let patch = json!({"metadata": {"ownerReferences": owners}});
-        claimed.push(cluster.pods.patch_object(&orphan.metadata, patch).await?);
-    }
-    Ok(claimed)
-}
-
-async fn release(cluster: &Cluster, set: &ReplicaSet, pod: &Pod) -> Result<(), Error> {
-    let others: Vec<_> =
-        pod.metadata.owner_references.iter().flatten().filter(|o| o.uid != set.uid()).collect();
-    let patch = json!({"metadata": {"ownerReferences": others}});
-    gone_is_fine(cluster.pods.patch_object(&pod.metadata, patch).await)
 }
 
 struct Failure {

@@ -120,7 +120,8 @@ impl<Q: QueueKey> WorkQueue<Q> {
             Some(next) => {
                 state.failures.remove(&key);
                 if let Next::After(wait) = next {
-                    state.later.insert((Instant::now() + wait, key.clone()));
+                    // Longer is no use: it is looked at again then anyway.
+                    state.later.insert((Instant::now() + wait.min(IDLE_MAX), key.clone()));
                 }
                 0
             }
@@ -215,12 +216,13 @@ mod tests {
     async fn failures_back_off_and_success_forgets_them() {
         let q = WorkQueue::<&'static str>::new();
         q.add("a");
+        let mut begin = Instant::now();
         for expected in 1..=3 {
-            let begin = Instant::now();
             assert_eq!(q.pop().await, "a");
             if expected > 1 {
                 assert!(begin.elapsed() >= RETRY_FIRST * (1 << (expected - 2)));
             }
+            begin = Instant::now();
             assert_eq!(q.finish("a", None), expected);
         }
         assert_eq!(q.pop().await, "a");
@@ -228,5 +230,8 @@ mod tests {
         q.add("a");
         assert_eq!(q.pop().await, "a");
         assert_eq!(q.finish("a", None), 1);
+        assert_eq!(q.pop().await, "a");
+        q.finish("a", Some(Next::After(Duration::MAX)));
+        assert!(q.try_pop().is_err_and(|due| due <= Instant::now() + IDLE_MAX));
     }
 }
