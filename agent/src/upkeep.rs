@@ -1,7 +1,7 @@
 //! The node's images over time: those nobody uses go when the disk fills up, archives dropped into a
 //! folder are imported, and the Node says which images it has. It never pulls.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::connection::chain;
 use crate::context::Context;
 use crate::events::Kind;
-use crate::image::{CollectPolicy, Image, ImageUse, Reference, plan_collect};
+use crate::image::{CollectPolicy, Digest, Image, ImageUse, Reference, plan_collect};
 use crate::node::Reported;
 use crate::pod::registry::Registry;
 
@@ -111,11 +111,7 @@ impl Upkeep {
     }
 
     fn uses(&mut self, images: Vec<Image>, now: Instant) -> Vec<ImageUse> {
-        let names: Vec<Reference> =
-            self.registry.images_in_use().iter().filter_map(|name| name.parse().ok()).collect();
-        let store = &self.context.engine.images;
-        let in_use: Vec<String> =
-            names.iter().filter_map(|name| store.get(name)).map(|image| image.id).collect();
+        let in_use = full_names(self.registry.images_in_use());
         self.seen.retain(|id, _| images.iter().any(|image| image.id == *id));
         images
             .into_iter()
@@ -124,7 +120,7 @@ impl Upkeep {
                     .seen
                     .entry(image.id.clone())
                     .or_insert(Seen { first: now, last_used: None });
-                let used = in_use.contains(&image.id);
+                let used = is_used(&image, &in_use);
                 if used {
                     seen.last_used = Some(now);
                 }
@@ -133,6 +129,24 @@ impl Upkeep {
             })
             .collect()
     }
+}
+
+/// Names and ids of images, each as the image itself states it.
+fn full_names(names: BTreeSet<String>) -> BTreeSet<String> {
+    let full = |name: String| match name.parse::<Reference>() {
+        _ if name.parse::<Digest>().is_ok() => name,
+        Ok(reference) => match &reference.digest {
+            Some(digest) => reference.by_digest(digest),
+            None => reference.to_string(),
+        },
+        Err(_) => name,
+    };
+    names.into_iter().map(full).collect()
+}
+
+fn is_used(image: &Image, in_use: &BTreeSet<String>) -> bool {
+    let mut names = image.tags.iter().chain(&image.digests).chain([&image.id]);
+    names.any(|name| in_use.contains(name))
 }
 
 /// Files in the drop folder that are whole: not hidden, and not on their way.
@@ -164,6 +178,31 @@ fn reported(mut images: Vec<Image>) -> Vec<ContainerImage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::ImageConfig;
+
+    #[test]
+    fn an_image_is_in_use_by_tag_digest_or_id() {
+        let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+        let image = |id: &str, tags: &[&str]| Image {
+            id: digest(id),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            digests: vec![format!("q.io/app@{}", digest("d"))],
+            layers: Vec::new(),
+            config: ImageConfig::default(),
+            size_bytes: 0,
+            pinned: false,
+        };
+        let by = |name: &str, tags: &[&str]| {
+            is_used(&image("1", tags), &full_names([name.to_owned()].into()))
+        };
+        assert!(by("app", &["docker.io/library/app:latest"]));
+        assert!(by(&digest("1"), &[]), "its tag has moved to another image");
+        assert!(by(&format!("q.io/app@{}", digest("d")), &[]));
+        assert!(by(&format!("q.io/app:v1@{}", digest("d")), &[]));
+        assert!(!by("app:v2", &["docker.io/library/app:latest"]));
+        assert!(!by(&digest("2"), &[]));
+        assert!(!by("", &[]));
+    }
 
     #[test]
     fn only_whole_archives_are_taken() {

@@ -66,6 +66,8 @@ pub(super) struct Content {
     dir: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by whoever writes images' files, which takes as long as the disk does; `state` is not.
+    writing: Mutex<()>,
 }
 
 /// The right to make a layer; given back when dropped.
@@ -89,8 +91,12 @@ impl Content {
         for folder in ["layers", "images"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(folder))?;
         }
-        let content =
-            Content { dir: dir.to_owned(), state: Mutex::default(), changed: Condvar::new() };
+        let content = Content {
+            dir: dir.to_owned(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            writing: Mutex::default(),
+        };
         content.remove_partial()?;
         content.load()?;
         Ok(content)
@@ -98,6 +104,20 @@ impl Content {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes images' files, and shows the images as they are now.
+    fn store(&self, _writing: &MutexGuard<'_, ()>, records: Vec<ImageRecord>) -> io::Result<()> {
+        for record in &records {
+            write(&self.image_file(&record.id), record)?;
+        }
+        let records = records.into_iter().map(|record| (record.id.clone(), record));
+        self.state().images.extend(records);
+        Ok(())
     }
 
     fn layers(&self) -> PathBuf {
@@ -127,8 +147,15 @@ impl Content {
         for entry in fs::read_dir(self.dir.join("images"))? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let record: ImageRecord = read(&path)?;
-                records.push(record);
+                match read::<ImageRecord>(&path) {
+                    Ok(record) => records.push(record),
+                    // A newer agent's: its images are not ours to drop.
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), %error, "unreadable; its image is to be fetched again");
+                        fs::remove_file(&path)?;
+                    }
+                }
             }
         }
         let mut checked: HashMap<Digest, bool> = HashMap::new();
@@ -261,17 +288,10 @@ impl Content {
             let record: LayerRecord = read(&self.layer(chain).join("layer.json"))?;
             size_bytes += record.size_bytes;
         }
-        let mut state = self.state();
-        let mut changed = Vec::new();
+        let writing = self.writing();
+        let images = self.state().images.clone();
         let (tag, digest) = names;
-        if let Some(tag) = &tag {
-            for other in state.images.values_mut().filter(|other| other.id != id) {
-                if other.tags.remove(tag) {
-                    changed.push(other.clone());
-                }
-            }
-        }
-        let record = state.images.entry(id.clone()).or_insert_with(|| ImageRecord {
+        let mut record = images.get(&id).cloned().unwrap_or_else(|| ImageRecord {
             format: FORMAT_VERSION,
             id,
             tags: BTreeSet::new(),
@@ -281,25 +301,26 @@ impl Content {
             size_bytes,
             pinned: false,
         });
+        let mut changed = Vec::new();
+        for mut other in images.into_values().filter(|other| other.id != record.id) {
+            if tag.as_ref().is_some_and(|tag| other.tags.remove(tag)) {
+                changed.push(other);
+            }
+        }
         record.tags.extend(tag);
         record.digests.extend(digest);
-        changed.push(record.clone());
-        let image = self.image(record);
-        for record in &changed {
-            write(&self.image_file(&record.id), record)?;
-        }
+        let image = self.image(&record);
+        changed.push(record);
+        self.store(&writing, changed)?;
         Ok(image)
     }
 
     pub(super) fn pin(&self, id: &str, pinned: bool) -> Result<(), ImageError> {
-        let mut state = self.state();
-        let record = state
-            .images
-            .values_mut()
-            .find(|record| record.id.as_str() == id)
-            .ok_or_else(|| ImageError::NotFound(id.to_owned()))?;
-        record.pinned = pinned;
-        write(&self.image_file(&record.id), record).map_err(|source| self.failed(source))
+        let writing = self.writing();
+        let found = self.state().images.values().find(|record| record.id.as_str() == id).cloned();
+        let record = found.ok_or_else(|| ImageError::NotFound(id.to_owned()))?;
+        let record = ImageRecord { pinned, ..record };
+        self.store(&writing, vec![record]).map_err(|source| self.failed(source))
     }
 
     pub(super) fn remove(&self, id: &str) -> Result<(), ImageError> {
@@ -317,6 +338,7 @@ impl Content {
     }
 
     fn forget(&self, id: &Digest) -> Result<(), ImageError> {
+        let _writing = self.writing();
         fs::remove_file(self.image_file(id)).map_err(|source| self.failed(source))?;
         self.state().images.remove(id);
         Ok(())
@@ -474,5 +496,32 @@ fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreadable_image_is_dropped_a_newer_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = Content::open(dir.path()).unwrap();
+        let commit = |content: &Content, text: &str| {
+            let names = (Some("q.io/app:v1".to_owned()), None);
+            let id = Digest::of(text.as_bytes());
+            content.commit(id, names, Vec::new(), ImageConfig::default()).unwrap()
+        };
+        commit(&content, "old");
+        let kept = commit(&content, "new");
+        let tags: Vec<_> = content.list().into_iter().flat_map(|image| image.tags).collect();
+        assert_eq!(tags, ["q.io/app:v1"], "a tag moves");
+        let torn = content.image_file(&Digest::of(b"old"));
+        fs::write(&torn, "").unwrap();
+        let content = Content::open(dir.path()).unwrap();
+        assert_eq!(content.list(), [kept]);
+        assert!(!torn.exists());
+        fs::write(&torn, r#"{"format": 1000}"#).unwrap();
+        assert_eq!(Content::open(dir.path()).unwrap_err().kind(), io::ErrorKind::Unsupported);
     }
 }

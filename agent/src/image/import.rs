@@ -9,10 +9,11 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
-use tar::{Archive, EntryType};
+use tar::EntryType;
 
 use super::content::Content;
 use super::decompress::Decompressor;
+use super::entries::Tar;
 use super::manifest::{self, Configuration, Descriptor, Manifest, Platform};
 use super::pull::unpack_verified;
 use super::reference::{Digest, Reference};
@@ -75,10 +76,10 @@ impl Import<'_> {
         ImageError::Archive { path: self.path.to_owned(), reason: reason.to_string() }
     }
 
-    fn open(&self) -> Result<Archive<impl Read>, ImageError> {
+    fn open(&self) -> Result<Tar<impl Read>, ImageError> {
         let file = File::open(self.path).map_err(|error| self.failed(error))?;
         let stream = Decompressor::new(file).map_err(|error| self.failed(error))?;
-        Ok(Archive::new(stream))
+        Ok(Tar::new(stream))
     }
 
     fn documents(&self) -> Result<Documents, ImageError> {
@@ -99,6 +100,7 @@ impl Import<'_> {
                     let target = target.unwrap_or_default().into_owned();
                     let from = Path::new(&name).parent().unwrap_or(Path::new(""));
                     let target = if is_symlink { from.join(target) } else { target };
+                    bytes += name.len() + target.as_os_str().len();
                     documents.links.insert(name, plain(&target));
                 }
                 EntryType::Regular if entry.size() <= DOCUMENT_BYTES_MAX => {
@@ -106,38 +108,40 @@ impl Import<'_> {
                     entry.read_to_end(&mut text).map_err(|error| self.failed(error))?;
                     let is_json = matches!(text.first(), Some(b'{' | b'['));
                     if is_json {
-                        bytes += text.len();
+                        bytes += name.len() + text.len();
                         documents.files.insert(name, text);
-                    }
-                    if bytes > DOCUMENTS_BYTES_MAX {
-                        return Err(self.failed("too many documents"));
                     }
                 }
                 _ => {}
+            }
+            if bytes > DOCUMENTS_BYTES_MAX {
+                return Err(self.failed("too many documents"));
             }
         }
         Ok(documents)
     }
 
+    /// A document and its digest.
     fn parse<T: serde::de::DeserializeOwned>(
         &self,
         documents: &Documents,
         name: &str,
-    ) -> Result<T, ImageError> {
+    ) -> Result<(T, Digest), ImageError> {
         let name = documents.follow(name);
         let text = documents.files.get(&name).ok_or_else(|| self.failed(format!("no {name}")))?;
-        serde_json::from_slice(text).map_err(|error| self.failed(format!("{name}: {error}")))
+        let parsed = serde_json::from_slice(text)
+            .map_err(|error| self.failed(format!("{name}: {error}")))?;
+        Ok((parsed, Digest::of(text)))
     }
 
     fn plan_docker(&self, documents: &Documents) -> Result<Vec<Planned>, ImageError> {
-        let images: Vec<DockerImage> = self.parse(documents, "manifest.json")?;
+        let (images, _): (Vec<DockerImage>, _) = self.parse(documents, "manifest.json")?;
         images
             .into_iter()
             .map(|image| {
-                let config = documents.follow(&image.config);
-                let configuration: Configuration = self.parse(documents, &config)?;
+                let (configuration, id) = self.parse(documents, &image.config)?;
                 Ok(Planned {
-                    id: Digest::of(&documents.files[&config]),
+                    id,
                     names: image.repo_tags.unwrap_or_default(),
                     manifest_digest: None,
                     configuration,
@@ -148,7 +152,7 @@ impl Import<'_> {
     }
 
     fn plan_oci(&self, documents: &Documents) -> Result<Vec<Planned>, ImageError> {
-        let index: Manifest = self.parse(documents, "index.json")?;
+        let (index, _): (Manifest, _) = self.parse(documents, "index.json")?;
         let platform = Platform::here();
         let mut planned = Vec::new();
         for entry in &index.manifests {
@@ -303,4 +307,27 @@ fn names_of(entry: &Descriptor) -> Vec<String> {
     let own = annotation("org.opencontainers.image.ref.name")
         .filter(|name| name.contains('/') || name.contains(':'));
     full.or(own).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_behind_many_links_is_an_error_or_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = Content::open(dir.path()).unwrap();
+        let import = Import { content: &content, path: dir.path() };
+        for (links, is_found) in [(0, true), (8, true), (9, false), (17, false)] {
+            let mut documents = Documents::default();
+            let manifest = br#"[{"Config": "0", "Layers": []}]"#;
+            documents.files.insert("manifest.json".into(), manifest.to_vec());
+            documents.files.insert(links.to_string(), b"{}".to_vec());
+            for link in 0..links {
+                documents.links.insert(link.to_string(), (link + 1).to_string());
+            }
+            let planned = import.plan_docker(&documents);
+            assert_eq!(planned.is_ok(), is_found, "{links}");
+        }
+    }
 }

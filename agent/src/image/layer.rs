@@ -4,11 +4,11 @@
 //! no entry reaches outside the directory, whatever its name or the links before it say. It must
 //! not know images; what needs the layers below is left to `settle`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
@@ -16,7 +16,9 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::{Entry, EntryType};
+
+use super::entries::Tar;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -24,6 +26,10 @@ const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 /// Files and directories of one layer; the largest images seen have some hundred thousand.
 const ENTRIES_MAX: u64 = 4_000_000;
+/// Directories within each other; no image seen has 50. Whoever walks a layer may recurse.
+const DEPTH_MAX: usize = 256;
+/// Paths kept while a layer is unpacked: a million directories of 128 bytes.
+const PATHS_BYTES_MAX: usize = 128 << 20;
 const COPY_BYTES: usize = 128 << 10;
 
 /// Why a layer can't be unpacked.
@@ -42,10 +48,10 @@ pub(crate) enum LayerError {
 pub(crate) struct Unpacked {
     /// Bytes of all files.
     pub(crate) size_bytes: u64,
-    /// Directories that the layer uses and does not describe: parents before children.
-    pub(crate) implied: Vec<PathBuf>,
-    /// Hard links to files that must be in a layer below: link and target.
-    pub(crate) borrowed: Vec<(PathBuf, PathBuf)>,
+    /// Directories that the layer uses and does not describe. No link is on the way to one.
+    pub(crate) implied: BTreeSet<PathBuf>,
+    /// Targets of hard links, by link, that must be in a layer below; no link is on the way to a link.
+    pub(crate) borrowed: BTreeMap<PathBuf, PathBuf>,
     /// SHA-256 of files by inode.
     pub(crate) hashes: HashMap<u64, [u8; 32]>,
 }
@@ -55,14 +61,16 @@ pub(crate) fn unpack(source: impl Read, root: &Path) -> Result<Unpacked, LayerEr
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root_fd = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| written(root, e))?;
     let mut unpacker = Unpacker {
+        root_path: full_path(&root_fd).map_err(|error| written(root, error))?,
         root: root_fd,
         done: Unpacked::default(),
-        directory_times: Vec::new(),
+        directory_times: BTreeMap::new(),
         parent: None,
+        paths_bytes: 0,
     };
-    let mut archive = Archive::new(source);
+    let mut tar = Tar::new(source);
     let mut count = 0;
-    for entry in archive.entries().map_err(LayerError::Read)? {
+    for entry in tar.entries().map_err(LayerError::Read)? {
         count += 1;
         let mut entry = entry.map_err(LayerError::Read)?;
         let path = clean(&entry.path_bytes())?;
@@ -93,11 +101,23 @@ fn clean(bytes: &[u8]) -> Result<PathBuf, LayerError> {
 
 struct Unpacker {
     root: OwnedFd,
+    root_path: PathBuf,
     done: Unpacked,
     /// Set at the end: making a file in a directory changes its time.
-    directory_times: Vec<(PathBuf, i64)>,
+    directory_times: BTreeMap<PathBuf, i64>,
     /// The directory of the entry before, which mostly is that of the next.
-    parent: Option<(PathBuf, OwnedFd)>,
+    parent: Option<Parent>,
+    /// Of all paths kept so far.
+    paths_bytes: usize,
+}
+
+/// A directory that entries are put into.
+struct Parent {
+    /// As the entries call it.
+    name: PathBuf,
+    /// Where it is in the layer, all links followed.
+    place: PathBuf,
+    fd: OwnedFd,
 }
 
 /// Owner, mode and time of an entry.
@@ -120,7 +140,7 @@ impl Unpacker {
             let root = &self.root;
             let here = (root, OsStr::new("."));
             apply(here, &attributes, kind).map_err(|error| written(path, error))?;
-            self.directory_times.push((path.to_owned(), attributes.mtime));
+            self.directory_times.insert(path.to_owned(), attributes.mtime);
             return Ok(());
         };
         self.enter(path)?;
@@ -139,26 +159,61 @@ impl Unpacker {
 
     /// Opens the directory of a path, making what is missing of it.
     fn enter(&mut self, path: &Path) -> Result<(), LayerError> {
-        let parent = path.parent().unwrap_or(Path::new(""));
-        if self.parent.as_ref().is_some_and(|(known, _)| known == parent) {
+        let name = path.parent().unwrap_or(Path::new(""));
+        if self.parent.as_ref().is_some_and(|known| known.name == name) {
             return Ok(());
         }
-        let fd = match self.open(parent) {
+        let fd = match self.open(name) {
             Err(Errno::NOENT | Errno::NOTDIR) => {
-                self.make_parents(parent)?;
-                self.open(parent)
+                self.make_parents(name)?;
+                self.open(name)
             }
             other => other,
         };
-        let fd = fd.map_err(|error| written(parent, error))?;
-        self.parent = Some((parent.to_owned(), fd));
+        let fd = fd.map_err(|error| written(name, error))?;
+        self.parent = Some(Parent { name: name.to_owned(), place: self.place(&fd)?, fd });
         Ok(())
     }
 
-    fn here(&self) -> Result<&OwnedFd, LayerError> {
+    fn here(&self) -> Result<&Parent, LayerError> {
         let reason = "no directory is open";
         let missing = || LayerError::Malformed { path: PathBuf::new(), reason };
-        self.parent.as_ref().map(|(_, fd)| fd).ok_or_else(missing)
+        self.parent.as_ref().ok_or_else(missing)
+    }
+
+    /// Where a directory is in the layer.
+    fn place(&self, directory: &OwnedFd) -> Result<PathBuf, LayerError> {
+        let full = full_path(directory).map_err(|error| written(&self.root_path, error))?;
+        match full.strip_prefix(&self.root_path) {
+            Ok(place) if place.components().count() < DEPTH_MAX => Ok(place.to_owned()),
+            Ok(_) => Err(LayerError::Malformed { path: full, reason: "too deep" }),
+            Err(_) => Err(LayerError::Malformed { path: full, reason: "out of the layer" }),
+        }
+    }
+
+    /// Takes a path that is to be kept into account.
+    fn keep(&mut self, path: &Path) -> Result<PathBuf, LayerError> {
+        self.paths_bytes += path.as_os_str().len();
+        if self.paths_bytes > PATHS_BYTES_MAX {
+            let reason = "too many paths";
+            return Err(LayerError::Malformed { path: path.to_owned(), reason });
+        }
+        Ok(path.to_owned())
+    }
+
+    /// Drops what is known of a place, and of all below it, that something else takes.
+    fn forget(&mut self, place: &Path) {
+        let is_below = |path: &&PathBuf| path.starts_with(place);
+        let from = place.to_owned()..;
+        let implied = self.done.implied.range(from.clone()).take_while(is_below);
+        let borrowed = self.done.borrowed.range(from.clone()).map(|(path, _)| path);
+        let timed = self.directory_times.range(from).map(|(path, _)| path);
+        let known = implied.chain(borrowed.take_while(is_below)).chain(timed.take_while(is_below));
+        for path in known.cloned().collect::<Vec<_>>() {
+            self.done.implied.remove(&path);
+            self.done.borrowed.remove(&path);
+            self.directory_times.remove(&path);
+        }
     }
 
     /// Opens a directory with the layer's directory as root for every link on the way.
@@ -177,6 +232,7 @@ impl Unpacker {
             above = match self.open(&prefix) {
                 Ok(found) => found,
                 Err(Errno::NOENT | Errno::NOTDIR) => {
+                    let place = self.place(&above)?.join(part);
                     let was_removed = remove_whiteout(&above, part.as_os_str())
                         .map_err(|error| written(&prefix, error))?;
                     rustix::fs::mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755))
@@ -185,7 +241,8 @@ impl Unpacker {
                         mark_opaque(&above, part.as_os_str())
                             .map_err(|error| written(&prefix, error))?;
                     } else {
-                        self.done.implied.push(prefix.clone());
+                        let place = self.keep(&place)?;
+                        self.done.implied.insert(place);
                     }
                     self.open(&prefix).map_err(|error| written(&prefix, error))?
                 }
@@ -196,7 +253,7 @@ impl Unpacker {
     }
 
     fn whiteout(&mut self, path: &Path, name: &OsStr) -> Result<(), LayerError> {
-        let here = self.here()?;
+        let here = &self.here()?.fd;
         let failed = |error| written(path, error);
         if name.as_bytes() == OPAQUE {
             return mark_opaque(here, OsStr::new(".")).map_err(failed);
@@ -231,7 +288,8 @@ impl Unpacker {
         name: &OsStr,
         attributes: &Attributes,
     ) -> Result<(), LayerError> {
-        let here = self.here()?;
+        let Parent { place, fd: here, .. } = self.here()?;
+        let place = place.join(name);
         let make = || -> Result<(), Errno> {
             let was_hidden = remove_whiteout(here, name)?;
             let found = rustix::fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -249,14 +307,16 @@ impl Unpacker {
             apply((here, name), attributes, EntryType::Directory)
         };
         make().map_err(|error| written(path, error))?;
-        self.done.implied.retain(|implied| implied != path);
-        self.directory_times.push((path.to_owned(), attributes.mtime));
+        self.done.implied.remove(&place);
+        self.done.borrowed.remove(&place);
+        let place = self.keep(&place)?;
+        self.directory_times.insert(place, attributes.mtime);
         Ok(())
     }
 
     fn hard_link(&mut self, path: &Path, name: &OsStr, target: &Path) -> Result<(), LayerError> {
-        let here = self.here()?;
-        remove(here, name).map_err(|error| written(path, error))?;
+        let place = self.make_room(path, name)?;
+        let here = &self.here()?.fd;
         let target_name = target.file_name().ok_or_else(|| LayerError::Malformed {
             path: path.to_owned(),
             reason: "hard link to nothing",
@@ -267,11 +327,21 @@ impl Unpacker {
         match linked {
             Ok(()) => Ok(()),
             Err(Errno::NOENT | Errno::NOTDIR) => {
-                self.done.borrowed.push((path.to_owned(), target.to_owned()));
+                let (place, target) = (self.keep(&place)?, self.keep(target)?);
+                self.done.borrowed.insert(place, target);
                 Ok(())
             }
             Err(error) => Err(written(path, error)),
         }
+    }
+
+    /// An entry may come twice: the later one counts. Answers its place.
+    fn make_room(&mut self, path: &Path, name: &OsStr) -> Result<PathBuf, LayerError> {
+        let here = self.here()?;
+        remove(&here.fd, name).map_err(|error| written(path, error))?;
+        let place = here.place.join(name);
+        self.forget(&place);
+        Ok(place)
     }
 
     /// A file, symlink, device or FIFO.
@@ -281,8 +351,8 @@ impl Unpacker {
         entry: &mut Entry<'_, R>,
         attributes: &Attributes,
     ) -> Result<(), LayerError> {
-        let here = self.here()?;
-        remove(here, name).map_err(|error| written(path, error))?;
+        self.make_room(path, name)?;
+        let here = &self.here()?.fd;
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse) {
             let (inode, hash, size) = write_file((here, name), path, entry)?;
@@ -310,7 +380,7 @@ impl Unpacker {
     }
 
     fn finish(self) -> Result<Unpacked, LayerError> {
-        for (path, mtime) in self.directory_times.iter().rev() {
+        for (path, mtime) in &self.directory_times {
             let set = self.open(path).and_then(|fd| set_time((&fd, OsStr::new(".")), *mtime));
             set.map_err(|error| written(path, error))?;
         }
@@ -455,7 +525,13 @@ pub(crate) fn is_whiteout(mode: u32, device: u64) -> bool {
     FileType::from_raw_mode(mode) == FileType::CharacterDevice && device == 0
 }
 
-/// Makes room for an entry that comes twice: the later one counts.
+/// Where an open directory is, as the kernel says.
+fn full_path(directory: &OwnedFd) -> Result<PathBuf, Errno> {
+    let link = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    let path = rustix::fs::readlink(link, Vec::new())?;
+    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+}
+
 fn remove(here: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

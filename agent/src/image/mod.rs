@@ -7,6 +7,7 @@ mod collect;
 mod content;
 mod credentials;
 mod decompress;
+mod entries;
 mod error;
 mod import;
 mod layer;

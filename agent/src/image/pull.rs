@@ -97,7 +97,8 @@ impl Job<'_> {
         self.fetch(&found)
     }
 
-    /// Tries credentials until the registry is content; at last, none.
+    /// Tries credentials until the registry is content; at last, none. Some registries have no such
+    /// image for whoever may not see it.
     fn resolve(&self, registries: &Registries, endpoint: Endpoint) -> Result<Found, PullError> {
         let at_host = Reference { registry: endpoint.host.clone(), ..self.reference.clone() };
         let mut candidates: Vec<Option<Credentials>> =
@@ -117,7 +118,7 @@ impl Job<'_> {
             match self.find(&client) {
                 Ok((manifest, digest)) => return Ok(Found { client, manifest, digest }),
                 // The first refusal is the one of the credentials that fit best.
-                Err(error @ PullError::Unauthorized { .. }) => {
+                Err(error @ (PullError::Unauthorized { .. } | PullError::NotFound { .. })) => {
                     refused.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -231,7 +232,7 @@ impl<'a> Layers<'a> {
             next: AtomicUsize::new(0),
             done: Mutex::new(vec![None; chains.len()]),
             changed: Condvar::new(),
-            bytes: missing.map(|(layer, _)| layer.size).sum(),
+            bytes: missing.fold(0, |bytes, (layer, _)| bytes.saturating_add(layer.size)),
             bytes_done: AtomicU64::new(0),
         }
     }
@@ -239,7 +240,15 @@ impl<'a> Layers<'a> {
     fn fetch_all(&self) -> Result<(), PullError> {
         let workers = LAYERS_AT_ONCE.min(self.chains.len());
         let results: Vec<Result<(), PullError>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..workers).map(|_| scope.spawn(|| self.work())).collect();
+            let spawn = |_| {
+                let thread = std::thread::Builder::new().name("image-layer".to_owned());
+                thread.spawn_scoped(scope, || self.work())
+            };
+            // With fewer threads it takes longer; without any, this one does all.
+            let handles: Vec<_> = (0..workers).map_while(|at| spawn(at).ok()).collect();
+            if handles.is_empty() {
+                return vec![self.work()];
+            }
             let ended = |_| Err(self.job.corrupt("a layer's thread ended"));
             handles.into_iter().map(|handle| handle.join().unwrap_or_else(ended)).collect()
         });

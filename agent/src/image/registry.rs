@@ -423,6 +423,10 @@ impl Read for Download<'_> {
                 Ok(0) => io::Error::from(io::ErrorKind::UnexpectedEof),
                 Ok(count) => {
                     self.offset += count as u64;
+                    if self.offset > self.size {
+                        let text = format!("longer than its {} bytes", self.size);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                    }
                     self.resumes = 0;
                     return Ok(count);
                 }
@@ -473,5 +477,25 @@ mod tests {
         {
             assert_eq!(Challenge::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_blob_ends_where_its_descriptor_says() {
+        let endpoint = Endpoint {
+            url: "http://127.0.0.1:1".into(),
+            host: "127.0.0.1:1".into(),
+            is_mirror: false,
+        };
+        let client = Client::new(endpoint, "q.io", None, None).unwrap();
+        let digest = Digest::of(b"");
+        let read = |size: u64| {
+            let body = Box::new(&[0; 4096][..]);
+            let (client, digest) = (&client, &digest);
+            let mut download =
+                Download { client, repository: "app", digest, size, body, offset: 0, resumes: 0 };
+            io::copy(&mut download, &mut io::sink()).map_err(|error| error.kind())
+        };
+        assert_eq!(read(4096), Ok(4096));
+        assert_eq!(read(4095), Err(io::ErrorKind::InvalidData));
     }
 }

@@ -273,6 +273,51 @@ async fn says_why_an_image_is_not_to_be_had() {
     assert!(matches!(unreachable, PullError::Unreachable { .. }), "{unreachable}");
 }
 
+/// A registry that has nothing for anybody who says who he is; answers who asked.
+fn empty_registry() -> (u16, Arc<Mutex<Vec<String>>>) {
+    use std::io::{BufRead, BufReader};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut lines = BufReader::new(client.try_clone().unwrap());
+            let mut request = String::new();
+            while lines.read_line(&mut request).is_ok_and(|count| count > 2) {}
+            let who =
+                request.lines().find_map(|line| line.split_once("Basic ").map(|(_, who)| who));
+            let status = match who {
+                Some(who) => {
+                    log.lock().unwrap().push(who.to_owned());
+                    "404 Not Found"
+                }
+                None => "401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"r\"",
+            };
+            let answer =
+                format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+            client.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (port, asked)
+}
+
+#[tokio::test]
+async fn not_found_for_one_is_asked_for_the_next() {
+    let (port, asked) = empty_registry();
+    let dir = tempfile::tempdir().unwrap();
+    let reference: Reference = format!("127.0.0.1:{port}/app:v1").parse().unwrap();
+    let credentials = ["one", "two"].map(|name| Credentials {
+        server: reference.registry.clone(),
+        username: name.into(),
+        password: "secret".into(),
+        identity_token: String::new(),
+    });
+    let error = store(dir.path()).pull(&reference, &credentials, None).await.unwrap_err();
+    assert!(matches!(error, PullError::NotFound { .. }), "{error}");
+    assert_eq!(*asked.lock().unwrap(), ["b25lOnNlY3JldA==", "dHdvOnNlY3JldA=="]);
+}
+
 /// A proxy that cuts every connection after some bytes of the answer, and counts requests.
 fn cutting_proxy(port: u16, cut: usize) -> (u16, Arc<Mutex<Vec<String>>>) {
     use std::io::{BufRead, BufReader, Read};

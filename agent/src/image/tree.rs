@@ -4,11 +4,12 @@
 //! power cut leaves (missing and truncated files) without reading any. Walks names in byte order, so
 //! that the same tree has the same digest on every file system.
 
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
 
@@ -59,19 +60,35 @@ type Hash<'a> = &'a mut dyn FnMut(&Path, &Metadata) -> io::Result<[u8; 32]>;
 
 fn walk(root: &Path, hash: Hash<'_>) -> io::Result<TreeDigests> {
     let (mut shape, mut contents) = (Context::new(&SHA256), Context::new(&SHA256));
-    visit(root, Path::new(""), &mut (&mut shape, &mut contents), hash)?;
+    let mut contexts = (&mut shape, &mut contents);
+    let mut path = PathBuf::new();
+    // Of each directory on the way to `path`, the names that are left.
+    let mut levels = vec![visit(root, &path, &mut contexts, hash)?.into_iter()];
+    while let Some(level) = levels.last_mut() {
+        match level.next() {
+            Some(name) => {
+                path.push(name);
+                levels.push(visit(root, &path, &mut contexts, hash)?.into_iter());
+            }
+            None => {
+                levels.pop();
+                path.pop();
+            }
+        }
+    }
     Ok(TreeDigests {
         shape: Digest::from_hash(shape.finish().as_ref()),
         contents: Digest::from_hash(contents.finish().as_ref()),
     })
 }
 
+/// Digests one file; answers the names in it if it is a directory.
 fn visit(
     root: &Path,
     path: &Path,
     contexts: &mut (&mut Context, &mut Context),
     hash: Hash<'_>,
-) -> io::Result<()> {
+) -> io::Result<Vec<OsString>> {
     let full = root.join(path);
     let metadata = full.symlink_metadata()?;
     let mut record = Vec::with_capacity(128);
@@ -100,16 +117,14 @@ fn visit(
     if kind.is_file() {
         contexts.1.update(&hash(&full, &metadata)?);
     }
-    if kind.is_dir() {
-        let mut names: Vec<_> = fs::read_dir(&full)?
-            .map(|entry| entry.map(|entry| entry.file_name()))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        for name in names {
-            visit(root, &path.join(name), contexts, hash)?;
-        }
+    if !kind.is_dir() {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let mut names: Vec<_> = fs::read_dir(&full)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<io::Result<_>>()?;
+    names.sort();
+    Ok(names)
 }
 
 fn field(record: &mut Vec<u8>, bytes: &[u8]) {
@@ -150,5 +165,14 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         fs::File::open(dir.path().join("a")).unwrap().set_modified(folder_time).unwrap();
         assert_eq!(both(), before);
+    }
+
+    #[test]
+    fn depth_costs_no_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("d/".repeat(400))).unwrap();
+        let root = dir.path().to_owned();
+        let small = std::thread::Builder::new().stack_size(128 << 10);
+        small.spawn(move || shape(&root).unwrap()).unwrap().join().unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! What the node's pods look like right now, for those who only look: the agent's server, the local
 //! commands, the image collector. Workers publish; nobody else writes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,12 +58,55 @@ impl Registry {
         found.first().map(|view| Arc::clone(view))
     }
 
-    /// Images that pods of this node use.
-    pub(crate) fn images_in_use(&self) -> Vec<String> {
-        let views = self.views();
-        let specs = views.values().filter_map(|view| view.pod.spec.as_ref());
-        let containers =
-            specs.flat_map(|spec| spec::init_containers(spec).iter().chain(&spec.containers));
-        containers.filter_map(|container| container.image.clone()).collect()
+    /// Images that pods of this node use: those they name, and those their containers were made of. A
+    /// tag may have moved on since.
+    pub(crate) fn images_in_use(&self) -> BTreeSet<String> {
+        self.views().values().flat_map(|view| images_of(view)).collect()
+    }
+}
+
+fn images_of(view: &PodView) -> impl Iterator<Item = String> {
+    let specs = view.pod.spec.iter();
+    let containers =
+        specs.flat_map(|spec| spec::init_containers(spec).iter().chain(&spec.containers));
+    let named = containers.filter_map(|container| container.image.clone());
+    let status = &view.status;
+    let statuses = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let made_of = statuses.into_iter().flatten().flatten().map(|status| status.image_id.clone());
+    named.chain(made_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_in_use_by_name_and_by_what_runs() {
+        let pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"uid": "1"},
+            "spec": {
+                "initContainers": [{"name": "i", "image": "init"}],
+                "containers": [{"name": "c", "image": "app:latest"}],
+            },
+            "status": {"containerStatuses": [{
+                "name": "c", "image": "app:latest", "imageID": "docker.io/library/app@sha256:01",
+                "ready": true, "restartCount": 0,
+            }]},
+        }));
+        let pod: Pod = pod.unwrap();
+        let status = pod.status.clone().unwrap();
+        let registry = Registry::default();
+        registry.publish(PodView {
+            pod: Arc::new(pod),
+            status,
+            netns: None,
+            cgroup: String::new(),
+        });
+        let used: Vec<String> = registry.images_in_use().into_iter().collect();
+        assert_eq!(used, ["app:latest", "docker.io/library/app@sha256:01", "init"]);
     }
 }
