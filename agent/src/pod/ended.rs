@@ -78,16 +78,13 @@ fn log_tail(path: &Path) -> std::io::Result<String> {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
     let first = lines.len().saturating_sub(LOG_LINES_MAX);
-    let mut tail = lines[first..].iter().map(|line| format!("{line}\n")).collect::<String>();
+    let tail = lines[first..].iter().map(|line| format!("{line}\n")).collect::<String>();
     let limit = usize::try_from(LOG_BYTES_MAX).unwrap_or(usize::MAX);
-    while tail.len() > limit {
-        let cut = tail.char_indices().nth(1).map_or(tail.len(), |(at, _)| at);
-        tail.drain(..cut.max(tail.len() - limit).min(tail.len()));
-        if !tail.is_char_boundary(0) {
-            break;
-        }
+    let mut cut = tail.len().saturating_sub(limit);
+    while !tail.is_char_boundary(cut) {
+        cut += 1;
     }
-    Ok(tail)
+    Ok(tail[cut..].to_owned())
 }
 
 /// Containers of a pod found running (or ended) when the agent starts. `logs` is the pod's log folder:
@@ -209,6 +206,20 @@ mod tests {
         std::fs::write(&file, "because").unwrap();
         failed.annotations.insert(container::TERMINATION_LOG.into(), file.display().to_string());
         assert_eq!(ended(&failed).unwrap().message, "because");
+    }
+
+    #[test]
+    fn a_long_log_is_cut_between_characters() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        let lines: Vec<String> =
+            (0..40).map(|i| format!("t stdout F {}{}\n", "x".repeat(i % 3), "é€".repeat(20))).collect();
+        for skip in 0..3 {
+            std::fs::write(&log, lines[skip..].concat()).unwrap();
+            let tail = log_tail(&log).unwrap();
+            assert!((2045..=2048).contains(&tail.len()), "{}", tail.len());
+            assert!(tail.ends_with("é€\n") && !tail.contains('\u{fffd}'));
+        }
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn plan_end(spec: &PodSpec, observed: &Observed, now: Timestamp, plan: &mut Plan
     let grace_seconds = match &observed.terminate {
         Some(end) => {
             let passed = now.duration_since(end.since).as_secs();
-            (end.grace_seconds - passed).max(GRACE_MIN_SECONDS.min(end.grace_seconds))
+            end.grace_seconds.saturating_sub(passed).max(GRACE_MIN_SECONDS.min(end.grace_seconds))
         }
         None => spec.termination_grace_period_seconds.unwrap_or(30),
     };

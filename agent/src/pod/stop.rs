@@ -20,6 +20,8 @@ use crate::probe::{Target, run_hook};
 const AFTER_HOOK: Duration = Duration::from_secs(2);
 /// A process that survives SIGKILL is in the kernel; it is told again.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
+/// The API takes any grace that fits 64 bits, clocks don't; nobody waits longer than this.
+const GRACE_SECONDS_MAX: u64 = 365 * 24 * 3600;
 
 pub(crate) struct Stop {
     pub(crate) context: Arc<Context>,
@@ -99,6 +101,11 @@ impl Stop {
     }
 }
 
+/// The time to end in, from seconds as the API has them.
+pub(crate) fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(GRACE_SECONDS_MAX))
+}
+
 /// `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3` as a number; SIGTERM when it is none.
 pub(crate) fn parse_signal(text: &str) -> i32 {
     let bare = text.trim().to_uppercase();
@@ -116,6 +123,14 @@ pub(crate) fn parse_signal(text: &str) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_grace_fits_the_clock() {
+        for (seconds, wanted) in [(i64::MIN, 0), (-1, 0), (30, 30), (i64::MAX, GRACE_SECONDS_MAX)] {
+            assert_eq!(grace(seconds).as_secs(), wanted);
+            assert!(std::time::Instant::now().checked_add(grace(seconds)).is_some());
+        }
+    }
 
     #[test]
     fn signals() {

@@ -19,7 +19,7 @@ use crate::pod::start::{Start, StartFailure, Started};
 use crate::pod::state::{
     Backoff, Ended, KillReason, Life, Sandbox as SandboxState, Waiting, signed,
 };
-use crate::pod::stop::{Stop, parse_signal};
+use crate::pod::stop::{self, Stop, parse_signal};
 use crate::pod::worker::{Done, Input, Worker};
 use crate::pod::{container, rootfs, sandbox, spec};
 use crate::probe::{self, Target};
@@ -167,7 +167,7 @@ impl Worker {
             pod: self.pod.clone(),
             target,
             why,
-            grace: Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0)),
+            grace: stop::grace(grace_seconds),
             signal: self.stop_signals.get(&id).copied().unwrap_or(libc::SIGTERM),
             again,
         };

@@ -272,7 +272,7 @@ impl Worker {
         let start = self.report.start_time();
         if let (Some(seconds), Some(start)) = (seconds, start)
             && self.observed.terminate.is_none()
-            && start + SignedDuration::from_secs(seconds) <= now
+            && now.duration_since(start) >= SignedDuration::from_secs(seconds)
         {
             let message = "Pod was active on the node longer than the specified deadline";
             self.context.recorder.pod(&self.pod, None, (Kind::Normal, "DeadlineExceeded"), message);
