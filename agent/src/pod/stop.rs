@@ -12,6 +12,7 @@ use crate::connection::chain;
 use crate::context::Context;
 use crate::events::Kind;
 use crate::pod::plan::Why;
+use crate::pod::sandbox;
 use crate::pod::state::KillReason;
 use crate::probe::{Target, run_hook};
 
@@ -35,7 +36,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let deadline = tokio::time::Instant::now() + self.grace;
         if !self.again {
             self.tell();
@@ -68,26 +69,29 @@ impl Stop {
         self.context.recorder.pod(&self.pod, Some(name), (Kind::Normal, "Killing"), message);
     }
 
-    async fn pre_stop(&self) {
+    async fn pre_stop(&mut self) {
         let lifecycle = self.target.container.lifecycle.as_ref();
-        let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else {
+        let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.clone()) else {
             return;
         };
         if self.grace.is_zero() {
             return;
         }
-        let failure = match tokio::time::timeout(
-            self.grace,
-            run_hook(hook, &self.target, self.grace),
-        )
-        .await
-        {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => {
-                format!("PreStop hook not completed in grace period {}s", self.grace.as_secs())
-            }
-        };
+        if self.target.ip.is_none() {
+            // Of a pod that was ending before the agent started, nobody has asked yet.
+            let (netd, host_ips) = (&self.context.netd, self.context.host_ips());
+            let network = sandbox::network(netd, &self.pod, &host_ips).await;
+            self.target.ip = network.ok().and_then(|(_, ips)| ips.first().copied());
+        }
+        let failure =
+            match tokio::time::timeout(self.grace, run_hook(&hook, &self.target, self.grace)).await
+            {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => {
+                    format!("PreStop hook not completed in grace period {}s", self.grace.as_secs())
+                }
+            };
         debug!(failure, "a preStop hook failed");
         let name = Some(self.target.container.name.as_str());
         let event = (Kind::Warning, "FailedPreStopHook");
