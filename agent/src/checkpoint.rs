@@ -2,7 +2,7 @@
 //! assigned pods, the objects they use, the services' names. Written when it changes, never
 //! otherwise; a file that can't be opened is left out and said so.
 //!
-//! `checkpoint/pods/<uid>`, `checkpoint/objects/<kind>.<namespace>.<name>`, `checkpoint/services`:
+//! `checkpoint/pods/<uid>`, `checkpoint/runs/<uid>/<container>`, `checkpoint/objects/<kind>.<namespace>.<name>`, `checkpoint/services`:
 //! each is the seal's version byte, nonce and ciphertext of JSON.
 
 use std::path::{Path, PathBuf};
@@ -59,7 +59,30 @@ impl Checkpoint {
     pub(crate) fn remove_pod(&self, uid: &str) {
         if is_plain(uid) {
             remove(&self.dir.join("pods").join(uid));
+            let runs = self.dir.join("runs").join(uid);
+            if let Err(error) = std::fs::remove_dir_all(&runs)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(path = %runs.display(), %error, "a part of the checkpoint was not removed");
+            }
         }
+    }
+
+    /// What was saved of a container's run.
+    pub(crate) fn run<T: DeserializeOwned>(&self, uid: &str, container: &str) -> Option<T> {
+        let path = self.run_path(uid, container)?;
+        path.exists().then(|| self.load_or_warn(&path)).flatten()
+    }
+
+    pub(crate) fn save_run<T: Serialize>(&self, uid: &str, container: &str, run: &T) {
+        if let Some(path) = self.run_path(uid, container) {
+            self.save(&path, run);
+        }
+    }
+
+    fn run_path(&self, uid: &str, container: &str) -> Option<PathBuf> {
+        let plain = is_plain(uid) && is_plain(container);
+        plain.then(|| self.dir.join("runs").join(uid).join(container))
     }
 
     pub(crate) fn object<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
@@ -201,8 +224,11 @@ mod tests {
         assert_eq!(back, [essence(&pod)]);
         std::fs::write(dir.path().join("checkpoint/pods/u2"), b"torn").unwrap();
         assert_eq!(checkpoint.pods().len(), 1);
+        checkpoint.save_run("u1", "c", &7);
+        assert_eq!(checkpoint.run("u1", "c"), Some(7));
         checkpoint.remove_pod("u1");
         assert!(checkpoint.pods().is_empty());
+        assert_eq!(checkpoint.run::<i32>("u1", "c"), None);
         checkpoint.save_object("../../x", &1);
         assert!(!dir.path().join("x").exists());
     }

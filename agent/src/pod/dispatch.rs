@@ -3,21 +3,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use monitor::protocol::ContainerState;
+use monitor::protocol::{ContainerState, Phase};
 use tokio::sync::{broadcast, mpsc};
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use crate::connection::chain;
 use crate::context::Context;
 use crate::pod::mirror::{self, Mirror};
 use crate::pod::registry::Registry;
+use crate::pod::state::doubled;
 use crate::pod::worker::{INPUTS_MAX, Input, Origin, Worker};
-use crate::pod::{sandbox, spec};
+use crate::pod::{clean, sandbox, spec};
 use crate::runtime::RuntimeEvent;
 use crate::source::{Update, is_mirror};
-use crate::volume;
+
+const LIST_RETRY_FIRST: Duration = Duration::from_millis(200);
+const LIST_RETRY_MAX: Duration = Duration::from_secs(10);
 
 struct Handle {
     input: mpsc::Sender<Input>,
@@ -36,6 +41,8 @@ pub(crate) struct Dispatcher {
     found: HashMap<String, Vec<ContainerState>>,
     statics: Vec<Arc<Pod>>,
     mirrors: HashMap<(String, String), Mirror>,
+    /// Brings the mirrors up to date, until it is done or there is newer to do.
+    mirroring: Option<AbortHandle>,
     listed: bool,
     read_manifests: bool,
 }
@@ -57,10 +64,11 @@ impl Dispatcher {
             finished: HashSet::new(),
             statics: Vec::new(),
             mirrors: HashMap::new(),
+            mirroring: None,
             listed: false,
             read_manifests: false,
         };
-        dispatcher.found = dispatcher.list().await;
+        dispatcher.take_over().await;
         for pod in dispatcher.context.checkpoint.pods() {
             dispatcher.apply(Arc::new(pod)).await;
         }
@@ -81,14 +89,22 @@ impl Dispatcher {
         }
     }
 
-    async fn list(&self) -> HashMap<String, Vec<ContainerState>> {
-        match self.context.engine.list().await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(error = %chain(&error), "the monitor's containers are not known");
-                HashMap::new()
+    /// What runs already. Those that were made but never begun hold nothing but their place.
+    async fn take_over(&mut self) {
+        self.found = self.list().await;
+        for state in self.found.values_mut().flatten().filter(|s| s.phase == Phase::Created) {
+            if let Err(error) = self.context.engine.delete(&state.id).await {
+                warn!(id = %state.id, error = %chain(&error), "an unbegun container was not deleted");
             }
         }
+        for states in self.found.values_mut() {
+            states.retain(|state| state.phase != Phase::Created);
+        }
+    }
+
+    /// Not knowing is no answer: pods that run would be started a second time.
+    async fn list(&self) -> HashMap<String, Vec<ContainerState>> {
+        listed(|| self.context.engine.list()).await
     }
 
     async fn exited(&self, state: Box<ContainerState>) {
@@ -144,13 +160,21 @@ impl Dispatcher {
         if uid.is_empty() || self.finished.contains(&uid) {
             return;
         }
-        self.context.checkpoint.save_pod(&pod);
+        self.save(pod.clone()).await;
         match self.workers.get_mut(&uid) {
             Some(handle) => {
                 handle.pod = pod.clone();
                 handle.tell(Input::Pod(pod)).await;
             }
             None => self.begin(pod, Origin::Api),
+        }
+    }
+
+    /// Off the agent's thread: a device's storage may take seconds.
+    async fn save(&self, pod: Arc<Pod>) {
+        let checkpoint = self.context.checkpoint.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || checkpoint.save_pod(&pod)).await {
+            warn!(%error, "the agent ends before a pod was written down");
         }
     }
 
@@ -234,12 +258,14 @@ impl Dispatcher {
         self.reconcile_mirrors().await;
     }
 
-    async fn reconcile_mirrors(&self) {
+    async fn reconcile_mirrors(&mut self) {
         if !(self.listed && self.read_manifests) {
             return;
         }
-        for step in mirror::plan(&self.statics, &self.mirrors) {
-            mirror::apply(self.context.clone(), step);
+        let steps = mirror::plan(&self.statics, &self.mirrors);
+        let task = tokio::spawn(mirror::apply(self.context.clone(), steps));
+        if let Some(old) = self.mirroring.replace(task.abort_handle()) {
+            old.abort();
         }
         for pod in &self.statics {
             let mirror = self.mirrors.get(&mirror::key(pod)).filter(|mirror| !mirror.deleted);
@@ -275,6 +301,25 @@ impl Handle {
     }
 }
 
+/// Asks until there is an answer.
+async fn listed<T, E, F>(mut ask: impl FnMut() -> F) -> T
+where
+    E: std::error::Error,
+    F: Future<Output = Result<T, E>>,
+{
+    let mut failures = 0;
+    loop {
+        match ask().await {
+            Ok(found) => return found,
+            Err(error) => {
+                warn!(error = %chain(&error), "the monitor's containers are not known");
+                tokio::time::sleep(doubled(LIST_RETRY_FIRST, failures, LIST_RETRY_MAX)).await;
+                failures += 1;
+            }
+        }
+    }
+}
+
 async fn clear(context: Arc<Context>, uid: String, states: Vec<ContainerState>) {
     for state in states {
         if let Err(error) = context.engine.delete(&state.id).await {
@@ -284,10 +329,22 @@ async fn clear(context: Arc<Context>, uid: String, states: Vec<ContainerState>) 
     if let Err(error) = context.netd.detach(&uid).await {
         warn!(uid, error = %chain(&error), "a leftover network was not removed");
     }
-    if let Err(error) = volume::remove(&context.config.pods_dir().join(&uid)) {
+    if let Err(error) = clean::remove(context.config.pods_dir().join(&uid)).await {
         warn!(uid, error = %chain(&error), "a leftover folder was not removed");
     }
     if let Err(error) = sandbox::remove_uid(&context.config, &uid) {
         warn!(uid, error = %chain(&error), "leftover namespaces were not removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_list_is_asked_for_again() {
+        let mut answers = vec![Ok(7), Err(std::fmt::Error), Err(std::fmt::Error)];
+        let found = listed(|| std::future::ready(answers.pop().unwrap())).await;
+        assert_eq!((found, answers.len()), (7, 0));
     }
 }

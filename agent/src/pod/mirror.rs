@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -12,7 +13,11 @@ use tracing::warn;
 use crate::connection::chain;
 use crate::context::Context;
 use crate::pod::spec;
+use crate::pod::state::doubled;
 use crate::source::{HASH_ANNOTATION, MIRROR_ANNOTATION, annotation};
+
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mirror {
@@ -60,19 +65,39 @@ pub(crate) fn plan(statics: &[Arc<Pod>], mirrors: &HashMap<Key, Mirror>) -> Vec<
     steps
 }
 
-/// Does one step in the background; its effect comes back through the watch.
-pub(crate) fn apply(context: Arc<Context>, step: Step) {
-    tokio::spawn(async move {
-        let result = match &step {
-            Step::Create(pod) => create(&context, pod).await,
-            Step::Delete { key, uid } => delete(&context, key, uid).await,
-        };
-        match result {
-            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
-            Err(error) => warn!(error = %chain(&error), "a mirror pod is not up to date"),
-            Ok(()) => {}
+/// Does every step, again after a while those that failed; their effect comes back through the watch.
+pub(crate) async fn apply(context: Arc<Context>, mut steps: Vec<Step>) {
+    let mut failures = 0;
+    while !steps.is_empty() {
+        let mut left = Vec::new();
+        for step in steps {
+            let result = match &step {
+                Step::Create(pod) => create(&context, pod).await,
+                Step::Delete { key, uid } => delete(&context, key, uid).await,
+            };
+            if let Err(error) = result
+                && !is_settled(&step, &error)
+            {
+                warn!(error = %chain(&error), "a mirror pod is not up to date");
+                left.push(step);
+            }
         }
-    });
+        steps = left;
+        if !steps.is_empty() {
+            tokio::time::sleep(doubled(RETRY_FIRST, failures, RETRY_MAX)).await;
+            failures += 1;
+        }
+    }
+}
+
+/// Whether there is nothing left to do: the watch tells of the object that is there.
+fn is_settled(step: &Step, error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    match step {
+        // What isn't found is the node or the namespace, which may come.
+        Step::Create(_) => status.code == 409,
+        Step::Delete { .. } => [404, 409].contains(&status.code),
+    }
 }
 
 async fn create(context: &Context, pod: &Pod) -> Result<(), kube::Error> {
@@ -144,5 +169,22 @@ mod tests {
             .collect();
         steps.sort();
         assert_eq!(steps, ["create new", "delete deleted", "delete old", "delete orphan"]);
+    }
+
+    #[test]
+    fn only_what_the_watch_will_tell_of_is_not_tried_again() {
+        let create = Step::Create(Arc::default());
+        let delete = Step::Delete { key: ("n".into(), "p".into()), uid: "u".into() };
+        for (step, code, settled) in [
+            (&create, 409, true),
+            (&create, 404, false),
+            (&create, 503, false),
+            (&delete, 404, true),
+            (&delete, 409, true),
+            (&delete, 500, false),
+        ] {
+            let status = kube::core::Status { code, ..Default::default() };
+            assert_eq!(is_settled(step, &kube::Error::Api(Box::new(status))), settled, "{code}");
+        }
     }
 }

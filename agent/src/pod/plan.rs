@@ -123,6 +123,33 @@ fn init_restarts(spec: &PodSpec, container: &Container, code: i32) -> bool {
             })
 }
 
+/// Whether a container of the pod, init or not, is started again after such an end.
+fn goes_on(spec: &PodSpec, container: &Container, code: i32) -> bool {
+    let init = spec::init_containers(spec).iter().any(|init| init.name == container.name);
+    if init { init_restarts(spec, container, code) } else { restarts(spec, container, code) }
+}
+
+/// Whether it must not run twice: what an end nobody saw (137) leaves ended.
+pub(crate) fn runs_once(spec: &PodSpec, container: &Container) -> bool {
+    !goes_on(spec, container, 137)
+}
+
+/// Whether such an end is kept over a reboot. Init containers that succeeded run again then, as
+/// kubelet's do for a new sandbox, unless they are of those that run once.
+pub(crate) fn is_kept(spec: &PodSpec, container: &Container, code: i32) -> bool {
+    let init = !spec.containers.iter().any(|main| main.name == container.name);
+    !goes_on(spec, container, code) && (!init || runs_once(spec, container))
+}
+
+/// Whether a container that has ended stays so: by its policy, or since its pod ends.
+pub(crate) fn stays_ended(spec: &PodSpec, observed: &Observed, container: &Container) -> bool {
+    let state = of(observed, &container.name);
+    state.exited().is_some_and(|end| {
+        let again = state.again || goes_on(spec, container, end.code);
+        !again || observed.terminate.is_some() || is_over(spec, observed)
+    })
+}
+
 /// Whether an init container has failed for good.
 pub(crate) fn init_failed(spec: &PodSpec, observed: &Observed) -> bool {
     spec::init_containers(spec).iter().any(|container| {
@@ -134,22 +161,25 @@ pub(crate) fn init_failed(spec: &PodSpec, observed: &Observed) -> bool {
 
 /// Whether every container of the pod has ended for good.
 pub(crate) fn is_over(spec: &PodSpec, observed: &Observed) -> bool {
-    if init_failed(spec, observed) {
-        return true;
-    }
+    init_failed(spec, observed) || mains_over(spec, observed)
+}
+
+/// Whether the pod's own containers, init ones aside, have ended for good.
+pub(crate) fn mains_over(spec: &PodSpec, observed: &Observed) -> bool {
+    let mut all = spec.containers.iter();
     !spec.containers.is_empty()
-        && spec.containers.iter().all(|container| {
-            of(observed, &container.name)
-                .exited()
-                .is_some_and(|end| !restarts(spec, container, end.code))
-        })
+        && all.all(|container| is_done(spec, container, &of(observed, &container.name)))
+}
+
+fn is_done(spec: &PodSpec, container: &Container, state: &ContainerObserved) -> bool {
+    !state.again && state.exited().is_some_and(|end| !restarts(spec, container, end.code))
 }
 
 /// A pod whose containers have been started once doesn't run its init containers again.
 pub(crate) fn has_initialized(spec: &PodSpec, observed: &Observed) -> bool {
     spec.containers.iter().any(|container| {
         let container = of(observed, &container.name);
-        container.tried || !matches!(container.life, Life::Absent)
+        container.tried || !container.idle()
     })
 }
 
@@ -194,14 +224,27 @@ fn plan_starts(pod: &Pod, spec: &PodSpec, observed: &Observed, now: Timestamp, p
                 return;
             }
         }
+        if holds_others(container, &state, plan) {
+            return;
+        }
     }
     for container in &spec.containers {
         let state = of(observed, &container.name);
-        if state.exited().is_some_and(|end| !restarts(spec, container, end.code)) {
-            continue;
+        if !is_done(spec, container, &state) {
+            plan_start(pod, container, &state, now, plan);
         }
-        plan_start(pod, container, &state, now, plan);
+        if holds_others(container, &state, plan) {
+            return;
+        }
     }
+}
+
+/// With a `postStart` hook a container's start isn't over before the hook is; until then those
+/// listed after it wait.
+fn holds_others(container: &Container, state: &ContainerObserved, plan: &Plan) -> bool {
+    let hook = container.lifecycle.as_ref().is_some_and(|all| all.post_start.is_some());
+    let begins = |step: &Step| matches!(step, Step::Start { container: name, .. } if *name == container.name);
+    hook && (state.hook || state.life == Life::Starting || plan.steps.iter().any(begins))
 }
 
 fn plan_start(
@@ -241,7 +284,7 @@ fn plan_end(spec: &PodSpec, observed: &Observed, now: Timestamp, plan: &mut Plan
     let grace_seconds = match &observed.terminate {
         Some(end) => {
             let passed = now.duration_since(end.since).as_secs();
-            (end.grace_seconds - passed).max(GRACE_MIN_SECONDS.min(end.grace_seconds))
+            end.grace_seconds.saturating_sub(passed).max(GRACE_MIN_SECONDS.min(end.grace_seconds))
         }
         None => spec.termination_grace_period_seconds.unwrap_or(30),
     };
@@ -270,8 +313,9 @@ fn plan_end(spec: &PodSpec, observed: &Observed, now: Timestamp, plan: &mut Plan
         return;
     }
     match observed.sandbox {
-        Sandbox::Ready => plan.steps.push(Step::RemoveSandbox),
-        Sandbox::Absent | Sandbox::Gone => plan.finished = true,
+        // What wasn't made, or not by this life of the agent, may be there in part.
+        Sandbox::Ready | Sandbox::Absent => plan.steps.push(Step::RemoveSandbox),
+        Sandbox::Gone => plan.finished = true,
         Sandbox::Preparing | Sandbox::Removing => {}
     }
 }

@@ -134,6 +134,8 @@ fn the_end_takes_containers_before_sidecars_within_the_grace() {
         });
         assert_eq!(steps(&plan_pod(&pod("Always"), &observed, now())), expected, "{passed} {text}");
         if expected == "remove" {
+            observed.sandbox = Sandbox::Absent;
+            assert_eq!(steps(&plan_pod(&pod("Always"), &observed, now())), "remove", "half-made");
             observed.sandbox = Sandbox::Gone;
             assert!(plan_pod(&pod("Always"), &observed, now()).finished);
         }
@@ -176,4 +178,57 @@ fn a_sandbox_comes_first_and_waits_after_a_failure() {
     observed.sandbox_retry_at = Some(at);
     let plan = plan_pod(&pod("Always"), &observed, now());
     assert_eq!((steps(&plan), plan.wake_at), (String::new(), Some(at)));
+}
+
+#[test]
+fn later_containers_wait_for_a_post_start_hook() {
+    let mut pod = pod("Always");
+    let hook = serde_json::json!({"postStart": {"exec": {"command": ["x"]}}});
+    pod.spec.as_mut().unwrap().containers[0].lifecycle = serde_json::from_value(hook).unwrap();
+    for (text, expected) in
+        [("a=-", "start:a"), ("a=starting", ""), ("a=up", "start:b"), ("a=1@1000", "restart:a")]
+    {
+        let observed = observe(&format!("init=0 side=up {text}"));
+        assert_eq!(steps(&plan_pod(&pod, &observed, now())), expected, "{text}");
+    }
+    let mut observed = observe("init=0 side=up a=up b=-");
+    observed.containers.get_mut("a").unwrap().hook = true;
+    assert_eq!(steps(&plan_pod(&pod, &observed, now())), "");
+}
+
+#[test]
+fn a_container_ended_for_a_change_starts_again_under_every_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let mut observed = observe("init=0 side=up a=0 b=0");
+        observed.containers.get_mut("a").unwrap().again = true;
+        let expected = if policy == "Always" { "restart:a restart:b" } else { "restart:a" };
+        assert_eq!(steps(&plan_pod(&pod(policy), &observed, now())), expected, "{policy}");
+    }
+}
+
+#[test]
+fn what_a_reboot_may_not_repeat() {
+    let cases = [
+        ("Never", "a", 0, true, true),
+        ("Never", "a", 1, true, true),
+        ("Never", "init", 0, true, true),
+        ("Never", "side", 0, false, false),
+        ("OnFailure", "a", 0, false, true),
+        ("OnFailure", "a", 1, false, false),
+        ("OnFailure", "init", 0, false, false),
+        ("Always", "a", 0, false, false),
+    ];
+    for (policy, name, code, once, kept) in cases {
+        let pod = pod(policy);
+        let spec = pod.spec.as_ref().unwrap();
+        let container = spec::find_container(spec, name).unwrap();
+        let got = (runs_once(spec, container), is_kept(spec, container, code));
+        assert_eq!(got, (once, kept), "{policy} {name} {code}");
+    }
+}
+
+#[test]
+fn init_containers_run_again_after_a_reboot_for_what_is_left() {
+    let observed = observe("a=0");
+    assert_eq!(steps(&plan_pod(&pod("OnFailure"), &observed, now())), "start:init");
 }

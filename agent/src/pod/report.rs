@@ -15,10 +15,13 @@ use crate::connection::chain;
 use crate::context::Context;
 use crate::pod::ended::now;
 use crate::pod::registry::PodView;
+use crate::pod::state::doubled;
 use crate::pod::worker::{Done, Origin, Worker};
 use crate::pod::{spec, status};
 
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// kubelet's status manager tries again as often.
+const RETRY_MAX: Duration = Duration::from_secs(10);
 /// The conditions that are the node's to write.
 const OWN: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -42,7 +45,11 @@ pub(crate) struct Report {
     /// Revision of the last write: what is older says nothing about it.
     written: i64,
     in_flight: bool,
+    /// Writes that failed since one succeeded.
+    failures: u32,
     frozen: bool,
+    /// The status in the API is not known yet: the pod is from the checkpoint, which has none.
+    unheard: bool,
 }
 
 impl Report {
@@ -52,8 +59,23 @@ impl Report {
             sent: pod.status.clone(),
             written: revision(pod),
             in_flight: false,
+            failures: 0,
             frozen: false,
+            unheard: pod.metadata.resource_version.is_none(),
         }
+    }
+
+    /// Takes the API's first word on a pod of the checkpoint as what is there. True when it was that.
+    pub(crate) fn is_first(&mut self, pod: &Pod) -> bool {
+        let first = self.unheard && pod.metadata.resource_version.is_some();
+        if first {
+            let start_time = self.current.start_time.take();
+            let frozen = self.frozen;
+            *self = Report::new(pod);
+            self.current.start_time = self.current.start_time.take().or(start_time);
+            self.frozen = frozen;
+        }
+        first
     }
 
     /// The pod's end is on record already.
@@ -244,13 +266,20 @@ impl Worker {
         self.report.sent = Some(wanted);
         self.report.in_flight = true;
         let (context, pod) = (self.context.clone(), self.pod.clone());
-        self.ops.push(Box::pin(async move { Done::Written(write(&context, &pod, patch).await) }));
+        let pause = doubled(RETRY_FIRST, self.report.failures, RETRY_MAX);
+        self.ops.push(Box::pin(async move {
+            let written = write(&context, &pod, patch).await;
+            if matches!(written, Written::Again) {
+                tokio::time::sleep(pause).await;
+            }
+            Done::Written(written)
+        }));
     }
 
     /// The UID of the object that shows this pod on the master.
     fn status_uid(&self) -> Option<String> {
         match &self.origin {
-            Origin::Api => self.pod.metadata.uid.clone(),
+            Origin::Api => self.pod.metadata.uid.clone().filter(|_| !self.report.unheard),
             Origin::Static { mirror } => mirror.clone(),
         }
     }
@@ -260,6 +289,7 @@ impl Worker {
         match written {
             Written::Done(revision) => {
                 self.report.written = revision;
+                self.report.failures = 0;
                 if self.origin == Origin::Api {
                     self.report.reconcile(&self.pod);
                 }
@@ -270,7 +300,10 @@ impl Worker {
                     self.report.frozen = true;
                 }
             }
-            Written::Again => self.report.sent = None,
+            Written::Again => {
+                self.report.failures = self.report.failures.saturating_add(1);
+                self.report.sent = None;
+            }
         }
     }
 }
@@ -296,7 +329,6 @@ async fn write(context: &Context, pod: &Pod, patch: Value) -> Written {
         Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Written::Gone,
         Err(error) => {
             warn!(pod = %spec::describe(pod), error = %chain(&error), "a status was not written");
-            tokio::time::sleep(RETRY).await;
             Written::Again
         }
     }
@@ -314,13 +346,13 @@ pub(crate) async fn delete_from_api(context: &Arc<Context>, pod: &Pod, origin: &
         }),
         ..DeleteParams::default()
     };
-    loop {
+    for failures in 0.. {
         match api.delete(spec::name(pod), &params).await {
             Ok(_) => return,
             Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => return,
             Err(error) => {
                 warn!(pod = %spec::describe(pod), error = %chain(&error), "a pod was not deleted");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(doubled(RETRY_FIRST, failures, RETRY_MAX)).await;
             }
         }
     }
@@ -351,6 +383,21 @@ mod tests {
         assert_eq!(patch["status"]["conditions"][0], ready);
         assert_eq!(patch["status"]["conditions"][1], json!({"type": "Old", "$patch": "delete"}));
         assert!(!same(&before, &after) && same(&after, &after));
+    }
+
+    #[test]
+    fn a_pod_of_the_checkpoint_tells_nothing_before_the_api_has_spoken() {
+        let mut saved = pod("", "");
+        saved.metadata.resource_version = None;
+        let start_time: PodStatus =
+            serde_json::from_value(json!({"startTime": "2026-01-01T00:00:00Z"})).unwrap();
+        saved.status = Some(start_time.clone());
+        let mut report = Report::new(&saved);
+        assert!(report.unheard && !report.is_first(&saved));
+        let heard = pod("9", "True");
+        assert!(report.is_first(&heard) && !report.unheard && !report.is_first(&heard));
+        assert_eq!((report.written, &report.sent), (9, &heard.status));
+        assert_eq!(report.current.start_time, start_time.start_time);
     }
 
     fn pod(revision: &str, ready: &str) -> Pod {

@@ -35,11 +35,6 @@ pub(crate) fn mount(dir: &Path, layers: &[PathBuf]) -> Result<PathBuf, RootfsErr
     Ok(merged)
 }
 
-/// Unmounts and removes one attempt's root.
-pub(crate) fn remove(dir: &Path) -> Result<(), crate::volume::VolumeError> {
-    crate::volume::remove(dir)
-}
-
 /// The image's `USER`, or a number from the pod, looked up in the image's own files; a group given
 /// beside it doesn't take the groups away that the user is a member of.
 pub(crate) fn account(root: &Path, wanted: &str) -> Result<User, RootfsError> {

@@ -49,7 +49,7 @@ pub(crate) struct Sandbox {
 }
 
 /// Folder of a pod's pins.
-fn run_dir(config: &Config, uid: &str) -> PathBuf {
+pub(crate) fn run_dir(config: &Config, uid: &str) -> PathBuf {
     config.run_dir.join("pods").join(uid)
 }
 
@@ -72,12 +72,7 @@ pub(crate) async fn ensure(
     } else {
         dns::kernel_hostname(pod, &config.cluster_domain)
     };
-    let (netns, ips) = if host_network {
-        (None, host_ips.to_vec())
-    } else {
-        let network = netd.attach(attachment(pod)).await?;
-        (Some(network.netns), network.ips)
-    };
+    let (netns, ips) = network(netd, pod, host_ips).await?;
     let wanted = Wanted {
         ipc: (!host_ipc).then(|| dir.join("ipc")),
         uts: (!host_network).then(|| dir.join("uts")),
@@ -94,6 +89,19 @@ pub(crate) async fn ensure(
     let namespaces =
         Namespaces { network: mode(netns.clone()), ipc: mode(ipc), uts: mode(uts), pid };
     Ok(Sandbox { namespaces, ips, netns, cgroup, hostname, shm })
+}
+
+/// The pod's network, made unless it is there: its namespace and addresses, or the node's.
+pub(crate) async fn network(
+    netd: &Netd,
+    pod: &Pod,
+    host_ips: &[IpAddr],
+) -> Result<(Option<PathBuf>, Vec<IpAddr>), netd::AttachError> {
+    if spec::host_network(pod) {
+        return Ok((None, host_ips.to_vec()));
+    }
+    let network = netd.attach(attachment(pod)).await?;
+    Ok((Some(network.netns), network.ips))
 }
 
 /// Id of the process that owns a pod's shared PID namespace.

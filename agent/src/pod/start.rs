@@ -17,9 +17,10 @@ use crate::objects::References;
 use crate::pod::container::{self, ImageFacts};
 use crate::pod::ended::seconds;
 use crate::pod::env::{self, EnvError};
+use crate::pod::memory::{self, Run};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::state::Waiting;
-use crate::pod::{rootfs, spec};
+use crate::pod::{clean, plan, rootfs, spec};
 use crate::volume::Mounted;
 
 /// Everything a start needs; owned, since it runs beside the worker.
@@ -71,9 +72,10 @@ impl Start {
         })?;
         let created = self.context.engine.create(spec).await;
         if let Err(error) = created {
-            return Err(self.create_failure(error, &id, &image));
+            return Err(self.create_failure(error, &id, &image).await);
         }
         self.tell("Created", "Container created".to_owned());
+        self.remember().await;
         match self.context.engine.start(&id).await {
             Ok(state) => {
                 self.tell("Started", "Container started".to_owned());
@@ -99,10 +101,25 @@ impl Start {
         }
     }
 
-    fn create_failure(&self, error: EngineError, id: &str, image: &ImageFacts) -> StartFailure {
+    /// Before it runs: what must not run twice doesn't, whenever the power fails.
+    async fn remember(&self) {
+        let once =
+            self.pod.spec.as_ref().is_some_and(|spec| plan::runs_once(spec, &self.container));
+        if once {
+            let name = (spec::uid(&self.pod).to_owned(), self.container.name.clone());
+            memory::save_run(&self.context.checkpoint, name, Run::Started).await;
+        }
+    }
+
+    async fn create_failure(
+        &self,
+        error: EngineError,
+        id: &str,
+        image: &ImageFacts,
+    ) -> StartFailure {
         let message = chain(&error);
         self.warn("Failed", format!("Error: {message}"));
-        if let Err(error) = rootfs::remove(&self.attempt_dir()) {
+        if let Err(error) = clean::remove(self.attempt_dir()).await {
             tracing::warn!(id, error = %chain(&error), "a root was not removed");
         }
         if error.is_container_fault() {

@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 /// Kubernetes 1.36, kubelet: container restart back-off.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(300);
 
 /// How a container's process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     pub(crate) id: String,
     pub(crate) code: i32,
@@ -92,6 +93,11 @@ pub(crate) fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
+/// A pause that doubles with each failure.
+pub(crate) fn doubled(first: Duration, failures: u32, max: Duration) -> Duration {
+    first.saturating_mul(1 << failures.min(16)).min(max)
+}
+
 /// Why a running container is to end while its pod goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KillReason {
@@ -152,6 +158,10 @@ pub(crate) struct ContainerObserved {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) kill: Option<KillReason>,
+    /// Its `postStart` hook runs: it is neither started nor ready, and later containers wait.
+    pub(crate) hook: bool,
+    /// It was ended for a change of its spec, so it is started again whatever its policy says.
+    pub(crate) again: bool,
     /// Its creation was tried at least once.
     pub(crate) tried: bool,
 }

@@ -33,7 +33,7 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
     let initialized = is_initialized(spec, observed);
     let waiting_for_init = !spec::init_containers(spec).is_empty() && !initialized;
     let render = |container: &Container, init: bool| {
-        render_container(container, observed, waiting_for_init || init, previous)
+        render_container((spec, container), observed, waiting_for_init || init, previous)
     };
     let init: Vec<_> = spec::init_containers(spec).iter().map(|c| render(c, true)).collect();
     let mains: Vec<_> = spec.containers.iter().map(|c| render(c, false)).collect();
@@ -67,6 +67,7 @@ pub(crate) fn status(inputs: &Inputs<'_>) -> PodStatus {
 /// Whether every init container has done its part (a sidecar: is started).
 fn is_initialized(spec: &PodSpec, observed: &Observed) -> bool {
     has_initialized(spec, observed)
+        || plan::mains_over(spec, observed)
         || spec::init_containers(spec).iter().all(|container| {
             observed.containers.get(&container.name).is_some_and(|state| {
                 if spec::is_sidecar(container) {
@@ -123,7 +124,7 @@ fn phase(
 }
 
 fn render_container(
-    container: &Container,
+    (spec, container): (&PodSpec, &Container),
     observed: &Observed,
     waits_for_init: bool,
     previous: &PodStatus,
@@ -148,7 +149,9 @@ fn render_container(
             running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
             ..Default::default()
         },
-        Life::Exited(end) => explicit.unwrap_or_else(|| terminated(end)),
+        Life::Exited(end) => explicit
+            .filter(|_| !plan::stays_ended(spec, observed, container))
+            .unwrap_or_else(|| terminated(end)),
     };
     // What waits after an end shows that end as its last state.
     let last = match &state.life {
@@ -194,7 +197,8 @@ fn render_container(
 /// An init container is ready once it has succeeded; the others by their probe.
 fn is_ready(container: &Container, state: &ContainerObserved, init: bool) -> bool {
     match &state.life {
-        Life::Running { .. } => state.started && state.ready,
+        // Probed until its end: what is `serving` while it terminates.
+        Life::Running { .. } | Life::Stopping { .. } => state.started && state.ready,
         Life::Exited(end) => init && !spec::is_sidecar(container) && end.code == 0,
         _ => false,
     }

@@ -136,3 +136,36 @@ fn conditions_keep_their_time_and_foreign_ones_stay() {
     let state = waiting.container_statuses.unwrap()[0].state.clone().unwrap();
     assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
 }
+
+#[test]
+fn what_is_being_stopped_is_ready_until_it_is_not() {
+    for ready in [true, false] {
+        let life = Life::Stopping { id: "x1".into(), started_at: now() };
+        let container = ContainerObserved { life, ..up(ready) };
+        let got = run(&pod("Always", false), &with(&[("a", container)]), &PodStatus::default());
+        assert_eq!(verdict(&got, "Ready").0, if ready { "True" } else { "False" });
+    }
+}
+
+#[test]
+fn what_has_ended_for_good_waits_for_nothing() {
+    let failed = ContainerObserved {
+        life: Life::Exited(end(128)),
+        waiting: Some(Waiting::new("RunContainerError", "no such file")),
+        ..Default::default()
+    };
+    let ends = Some(Terminate { since: now(), grace_seconds: 30, failed: None });
+    for (policy, terminate, waits) in
+        [("Never", None, false), ("Always", None, true), ("Always", ends, false)]
+    {
+        let mut observed = with(&[("a", failed.clone())]);
+        observed.terminate = terminate;
+        let got = run(&pod(policy, false), &observed, &PodStatus::default());
+        let state = got.container_statuses.unwrap()[0].state.clone().unwrap();
+        assert_eq!(
+            (state.waiting.is_some(), state.terminated.is_some()),
+            (waits, !waits),
+            "{policy}"
+        );
+    }
+}

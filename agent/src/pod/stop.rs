@@ -12,6 +12,7 @@ use crate::connection::chain;
 use crate::context::Context;
 use crate::events::Kind;
 use crate::pod::plan::Why;
+use crate::pod::sandbox;
 use crate::pod::state::KillReason;
 use crate::probe::{Target, run_hook};
 
@@ -20,6 +21,8 @@ use crate::probe::{Target, run_hook};
 const AFTER_HOOK: Duration = Duration::from_secs(2);
 /// A process that survives SIGKILL is in the kernel; it is told again.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
+/// The API takes any grace that fits 64 bits, clocks don't; nobody waits longer than this.
+const GRACE_SECONDS_MAX: u64 = 365 * 24 * 3600;
 
 pub(crate) struct Stop {
     pub(crate) context: Arc<Context>,
@@ -33,7 +36,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let deadline = tokio::time::Instant::now() + self.grace;
         if !self.again {
             self.tell();
@@ -66,26 +69,29 @@ impl Stop {
         self.context.recorder.pod(&self.pod, Some(name), (Kind::Normal, "Killing"), message);
     }
 
-    async fn pre_stop(&self) {
+    async fn pre_stop(&mut self) {
         let lifecycle = self.target.container.lifecycle.as_ref();
-        let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else {
+        let Some(hook) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.clone()) else {
             return;
         };
         if self.grace.is_zero() {
             return;
         }
-        let failure = match tokio::time::timeout(
-            self.grace,
-            run_hook(hook, &self.target, self.grace),
-        )
-        .await
-        {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => {
-                format!("PreStop hook not completed in grace period {}s", self.grace.as_secs())
-            }
-        };
+        if self.target.ip.is_none() {
+            // Of a pod that was ending before the agent started, nobody has asked yet.
+            let (netd, host_ips) = (&self.context.netd, self.context.host_ips());
+            let network = sandbox::network(netd, &self.pod, &host_ips).await;
+            self.target.ip = network.ok().and_then(|(_, ips)| ips.first().copied());
+        }
+        let failure =
+            match tokio::time::timeout(self.grace, run_hook(&hook, &self.target, self.grace)).await
+            {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => {
+                    format!("PreStop hook not completed in grace period {}s", self.grace.as_secs())
+                }
+            };
         debug!(failure, "a preStop hook failed");
         let name = Some(self.target.container.name.as_str());
         let event = (Kind::Warning, "FailedPreStopHook");
@@ -97,6 +103,11 @@ impl Stop {
             debug!(id = %self.target.id, signal, error = %chain(&error), "a signal was not sent");
         }
     }
+}
+
+/// The time to end in, from seconds as the API has them.
+pub(crate) fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(GRACE_SECONDS_MAX))
 }
 
 /// `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3` as a number; SIGTERM when it is none.
@@ -116,6 +127,14 @@ pub(crate) fn parse_signal(text: &str) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_grace_fits_the_clock() {
+        for (seconds, wanted) in [(i64::MIN, 0), (-1, 0), (30, 30), (i64::MAX, GRACE_SECONDS_MAX)] {
+            assert_eq!(grace(seconds).as_secs(), wanted);
+            assert!(std::time::Instant::now().checked_add(grace(seconds)).is_some());
+        }
+    }
 
     #[test]
     fn signals() {

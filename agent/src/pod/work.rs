@@ -16,12 +16,10 @@ use crate::events::Kind;
 use crate::pod::ended::now;
 use crate::pod::plan::{Step, Why};
 use crate::pod::start::{Start, StartFailure, Started};
-use crate::pod::state::{
-    Backoff, Ended, KillReason, Life, Sandbox as SandboxState, Waiting, signed,
-};
-use crate::pod::stop::{Stop, parse_signal};
+use crate::pod::state::{Backoff, Ended, Life, Sandbox as SandboxState, Waiting, doubled, signed};
+use crate::pod::stop::{self, Stop, parse_signal};
 use crate::pod::worker::{Done, Input, Worker};
-use crate::pod::{container, rootfs, sandbox, spec};
+use crate::pod::{sandbox, spec};
 use crate::probe::{self, Target};
 use crate::volume;
 
@@ -33,8 +31,6 @@ const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 /// (Kubernetes 1.36, volume operations' back-off).
 const SANDBOX_RETRY_FIRST: Duration = Duration::from_millis(500);
 const SANDBOX_RETRY_MAX: Duration = Duration::from_secs(122);
-const REMOVE_RETRY: Duration = Duration::from_secs(1);
-const POST_START_MAX: Duration = Duration::from_secs(3600);
 
 impl Worker {
     pub(crate) fn apply(&mut self, step: Step, now: Timestamp) {
@@ -95,6 +91,8 @@ impl Worker {
         observed.retry_at = None;
         observed.tried = true;
         observed.kill = None;
+        observed.hook = false;
+        observed.again = false;
         observed.started = false;
         observed.ready = false;
         let attempt = observed.restarts;
@@ -120,28 +118,6 @@ impl Worker {
         }
     }
 
-    /// Two attempts are kept: the current one and the one before it.
-    fn forget_attempt(&mut self, name: &str, attempt: u32) {
-        let context = self.context.clone();
-        let (uid, name) = (spec::uid(&self.pod).to_owned(), name.to_owned());
-        let log = container::log_path(&context.config, &self.pod, &name, attempt);
-        let dir = self.pod_dir().join("containers").join(&name).join(attempt.to_string());
-        self.ops.push(Box::pin(async move {
-            let pods = context.engine.list().await.unwrap_or_default();
-            let own = pods.get(&uid).into_iter().flatten();
-            for state in own.filter(|s| s.name == name && s.attempt <= attempt) {
-                if let Err(error) = context.engine.delete(&state.id).await {
-                    warn!(id = %state.id, error = %chain(&error), "an old container was not deleted");
-                }
-            }
-            remove_logs(&log);
-            if let Err(error) = rootfs::remove(&dir) {
-                warn!(error = %chain(&error), "an old container's folder was not removed");
-            }
-            Done::Nothing
-        }));
-    }
-
     pub(crate) fn target(&self, name: &str, id: &str) -> Option<Target> {
         let container = spec::find_container(self.pod.spec.as_ref()?, name)?.clone();
         Some(Target {
@@ -160,20 +136,19 @@ impl Worker {
         };
         let (id, started_at) = (id.clone(), *started_at);
         observed.life = Life::Stopping { id: id.clone(), started_at };
-        observed.ready = false;
         let Some(target) = self.target(name, &id) else { return };
         let stop = Stop {
             context: self.context.clone(),
             pod: self.pod.clone(),
             target,
             why,
-            grace: Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0)),
+            grace: stop::grace(grace_seconds),
             signal: self.stop_signals.get(&id).copied().unwrap_or(libc::SIGTERM),
             again,
         };
         let task = tokio::spawn(stop.run());
         let tasks = self.tasks.entry(name.to_owned()).or_default();
-        tasks.probes.drain(..).for_each(|probe| probe.abort());
+        tasks.keep_probes(|kind| kind == probe::Kind::Readiness);
         if let Some(old) = tasks.stop.replace(task.abort_handle()) {
             old.abort();
         }
@@ -189,27 +164,6 @@ impl Worker {
         for name in stopping {
             self.stop(&name, Why::PodEnds, grace_seconds, true);
         }
-    }
-
-    fn remove_sandbox(&mut self) {
-        self.observed.sandbox = SandboxState::Removing;
-        let (context, pod, pod_dir) = (self.context.clone(), self.pod.clone(), self.pod_dir());
-        self.ops.push(Box::pin(async move {
-            let result = async {
-                let init = sandbox::init_id(&pod);
-                context.engine.delete(&init).await.map_err(|error| chain(&error))?;
-                if !spec::host_network(&pod) {
-                    context.netd.detach(spec::uid(&pod)).await.map_err(|error| chain(&error))?;
-                }
-                volume::remove(&pod_dir).map_err(|error| chain(&error))?;
-                sandbox::remove(&context.config, &pod).map_err(|error| chain(&error))
-            };
-            let result = result.await;
-            if result.is_err() {
-                tokio::time::sleep(REMOVE_RETRY).await;
-            }
-            Done::SandboxRemoved(result)
-        }));
     }
 
     pub(crate) fn refresh_volumes(&mut self) {
@@ -252,9 +206,7 @@ impl Worker {
         match done {
             Done::Sandbox(result) => self.take_sandbox(result),
             Done::Started { container, result } => self.take_started(&container, result),
-            Done::HookFailed { container, id, why } => {
-                self.take_hook_failure(&container, &id, &why)
-            }
+            Done::Hook { container, id, result } => self.take_hook(&container, &id, result),
             Done::Refreshed(result) => {
                 self.refreshing = false;
                 match result {
@@ -268,6 +220,7 @@ impl Worker {
             Done::SandboxRemoved(Ok(())) => self.observed.sandbox = SandboxState::Gone,
             Done::SandboxRemoved(Err(why)) => {
                 warn!(pod = %spec::describe(&self.pod), why, "the sandbox was not removed");
+                self.removal_failures += 1;
                 self.observed.sandbox = SandboxState::Ready;
             }
             Done::Written(written) => self.take_written(written),
@@ -292,14 +245,9 @@ impl Worker {
                 let volume = message.starts_with("MountVolume");
                 let reason = if volume { "FailedMount" } else { "FailedCreatePodSandBox" };
                 self.context.recorder.pod(&self.pod, None, (Kind::Warning, reason), message);
-                let delay = SANDBOX_RETRY_FIRST
-                    .saturating_mul(1 << self.sandbox_failures.min(8))
-                    .min(SANDBOX_RETRY_MAX);
+                let delay = doubled(SANDBOX_RETRY_FIRST, self.sandbox_failures, SANDBOX_RETRY_MAX);
                 self.sandbox_failures += 1;
-                // What was made so far is taken down if the pod ends now.
-                let ends = self.observed.terminate.is_some();
-                self.observed.sandbox =
-                    if ends { SandboxState::Ready } else { SandboxState::Absent };
+                self.observed.sandbox = SandboxState::Absent;
                 self.observed.sandbox_retry_at = Some(Timestamp::now() + signed(delay));
             }
         }
@@ -378,151 +326,6 @@ impl Worker {
             Done::Nothing
         }));
     }
-
-    /// Probes and hook of a container that runs now.
-    fn watch_container(&mut self, name: &str, id: &str, fresh: bool) {
-        let Some(target) = self.target(name, id) else { return };
-        let container = &target.container;
-        let Some(observed) = self.observed.containers.get_mut(name) else { return };
-        if fresh {
-            observed.started = container.startup_probe.is_none();
-            observed.ready = container.readiness_probe.is_none();
-        }
-        let started = observed.started;
-        let hook = container.lifecycle.as_ref().and_then(|all| all.post_start.clone());
-        if let Some(hook) = hook.filter(|_| fresh) {
-            let (target, container, id) = (target.clone(), name.to_owned(), id.to_owned());
-            self.ops.push(Box::pin(async move {
-                match probe::run_hook(&hook, &target, POST_START_MAX).await {
-                    Ok(()) => Done::Nothing,
-                    Err(error) => Done::HookFailed { container, id, why: error.to_string() },
-                }
-            }));
-        }
-        let kinds: &[probe::Kind] = if started {
-            &[probe::Kind::Liveness, probe::Kind::Readiness]
-        } else {
-            &[probe::Kind::Startup]
-        };
-        let tasks = self.tasks.entry(name.to_owned()).or_default();
-        tasks.probes.drain(..).for_each(|old| old.abort());
-        for kind in kinds {
-            let task = probe::spawn(*kind, target.clone(), self.tell.clone(), Input::Probe);
-            tasks.probes.extend(task);
-        }
-    }
-
-    /// Containers found running at the agent's start get their probes back, once there is an address to probe.
-    fn watch_adopted(&mut self) {
-        let running: Vec<(String, String)> = self
-            .observed
-            .containers
-            .iter()
-            .filter_map(|(name, container)| match &container.life {
-                Life::Running { id, .. } if !self.is_watched(name) => {
-                    Some((name.clone(), id.clone()))
-                }
-                _ => None,
-            })
-            .collect();
-        for (name, id) in running {
-            self.watch_container(&name, &id, false);
-        }
-    }
-
-    fn is_watched(&self, name: &str) -> bool {
-        self.tasks.get(name).is_some_and(|tasks| !tasks.probes.is_empty())
-    }
-
-    pub(crate) fn remember_signals(&mut self, found: &[ContainerState]) {
-        for state in found {
-            if let Some(signal) = state.annotations.get(container::STOP_SIGNAL) {
-                self.stop_signals.insert(state.id.clone(), parse_signal(signal));
-            }
-        }
-    }
-
-    fn take_hook_failure(&mut self, name: &str, id: &str, why: &str) {
-        let current = self.observed.containers.get_mut(name);
-        let Some(container) =
-            current.filter(|c| matches!(&c.life, Life::Running { id: have, .. } if have == id))
-        else {
-            return;
-        };
-        container.kill = Some(KillReason::PostStartHook(why.to_owned()));
-        let event = (Kind::Warning, "FailedPostStartHook");
-        self.context.recorder.pod(&self.pod, Some(name), event, "PostStartHook failed");
-    }
-
-    pub(crate) fn take_probe(&mut self, report: probe::Report) {
-        let name = report.container.as_str();
-        let Some(container) = self.observed.containers.get_mut(name) else { return };
-        if !matches!(&container.life, Life::Running { id, .. } if *id == report.id) {
-            return;
-        }
-        if let Some(failure) = &report.failure {
-            let message = format!("{} probe failed: {failure}", report.kind.title());
-            let event = (Kind::Warning, "Unhealthy");
-            self.context.recorder.pod(&self.pod, Some(name), event, message);
-        }
-        match (report.kind, report.verdict) {
-            (probe::Kind::Readiness, Some(ready)) => container.ready = ready,
-            (probe::Kind::Startup, Some(true)) => {
-                container.started = true;
-                container.ready = self
-                    .pod
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| spec::find_container(spec, name))
-                    .is_none_or(|container| container.readiness_probe.is_none());
-                let id = report.id.clone();
-                self.watch_container(name, &id, false);
-            }
-            (kind, Some(false)) => container.kill = Some(KillReason::Probe(kind.name())),
-            _ => {}
-        }
-    }
-
-    /// The root of a container that has ended is of no more use; its record stays for the logs.
-    pub(crate) fn release_root(&mut self, state: &ContainerState) {
-        let Some(dir) = state.annotations.get(container::ATTEMPT_DIR) else { return };
-        let dir = std::path::PathBuf::from(dir);
-        self.ops.push(Box::pin(async move {
-            for part in ["sub-paths", "rootfs", "upper", "work"] {
-                if let Err(error) = volume::remove(&dir.join(part)) {
-                    debug!(error = %chain(&error), "a root is still busy");
-                }
-            }
-            Done::Nothing
-        }));
-    }
-
-    /// Everything that outlives the pod's processes: records, logs, checkpoint, the API object.
-    pub(crate) fn finalize(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        let (origin, gone) = (self.origin.clone(), self.gone);
-        async move {
-            if !gone {
-                crate::pod::report::delete_from_api(&context, &pod, &origin).await;
-            }
-            let uid = spec::uid(&pod).to_owned();
-            let pods = context.engine.list().await.unwrap_or_default();
-            for state in pods.get(&uid).into_iter().flatten() {
-                if let Err(error) = context.engine.delete(&state.id).await {
-                    warn!(id = %state.id, error = %chain(&error), "a container was not deleted");
-                }
-            }
-            let logs = container::log_dir(&context.config, &pod);
-            for dir in [logs, context.config.pods_dir().join(&uid)] {
-                if let Err(error) = volume::remove(&dir) {
-                    warn!(error = %chain(&error), "a folder of a pod was not removed");
-                }
-            }
-            context.tokens.forget(&pod);
-            context.checkpoint.remove_pod(&uid);
-            info!(pod = %spec::describe(&pod), "the pod is gone");
-        }
-    }
 }
 
 async fn make_sandbox(
@@ -534,21 +337,4 @@ async fn make_sandbox(
     sandbox::ensure_init(&context.engine.runtime, pod, &mut made).await?;
     sandbox::write_name_files(&context.config, pod, &made, pod_dir)?;
     Ok(made)
-}
-
-/// An attempt's log and what was rotated away from it (`0.log`, `0.log.20260101-…`).
-fn remove_logs(log: &Path) {
-    let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(|n| n.to_str())) else {
-        return;
-    };
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let file = entry.file_name();
-        let own = file.to_str().is_some_and(|file| {
-            file == name || file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
-        });
-        if own && let Err(error) = std::fs::remove_file(entry.path()) {
-            warn!(path = %entry.path().display(), %error, "an old log was not removed");
-        }
-    }
 }

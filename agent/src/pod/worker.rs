@@ -22,7 +22,8 @@ use crate::events::Kind;
 use crate::objects::{Changes, References};
 use crate::pod::container;
 use crate::pod::ended;
-use crate::pod::plan::{Plan, plan_pod};
+use crate::pod::memory::{self, Memory, Run, Verdicts};
+use crate::pod::plan::{self, Plan, plan_pod};
 use crate::pod::registry::Registry;
 use crate::pod::report::{Report, Written};
 use crate::pod::sandbox::{self, Sandbox};
@@ -62,7 +63,7 @@ pub(crate) enum Input {
 pub(crate) enum Done {
     Sandbox(Result<(Sandbox, Mounted), String>),
     Started { container: String, result: Result<Started, StartFailure> },
-    HookFailed { container: String, id: String, why: String },
+    Hook { container: String, id: String, result: Result<(), String> },
     Refreshed(Result<Mounted, String>),
     SandboxRemoved(Result<(), String>),
     Written(Written),
@@ -73,9 +74,17 @@ pub(crate) enum Done {
 /// What runs for one container beside the worker.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    pub(crate) probes: Vec<AbortHandle>,
+    pub(crate) probes: Vec<(probe::Kind, AbortHandle)>,
     pub(crate) stop: Option<AbortHandle>,
     pub(crate) pull: CancellationToken,
+}
+
+impl Tasks {
+    pub(crate) fn keep_probes(&mut self, keep: impl Fn(probe::Kind) -> bool) {
+        for (_, task) in self.probes.extract_if(.., |(kind, _)| !keep(*kind)) {
+            task.abort();
+        }
+    }
 }
 
 pub(crate) struct Worker {
@@ -94,6 +103,9 @@ pub(crate) struct Worker {
     pub(crate) tasks: HashMap<String, Tasks>,
     pub(crate) report: Report,
     pub(crate) sandbox_failures: u32,
+    pub(crate) removal_failures: u32,
+    /// What the run folder has of the containers' probes.
+    pub(crate) verdicts: Verdicts,
     /// Signals to stop with, by container id.
     pub(crate) stop_signals: HashMap<String, i32>,
     pub(crate) gone: bool,
@@ -112,7 +124,9 @@ impl Worker {
         let references = Arc::new(context.objects.acquire(&pod));
         let changes = references.changes();
         let logs = container::log_dir(&context.config, &pod);
-        let containers = ended::adopt(&pod, found, &logs);
+        let pins = sandbox::run_dir(&context.config, spec::uid(&pod));
+        let memory = Memory::load(&context.checkpoint, &pod, &pins);
+        let containers = ended::adopt(&pod, found, &logs, &memory);
         let observed = Observed { containers, ..Observed::default() };
         let mut worker = Worker {
             report: Report::new(&pod),
@@ -130,13 +144,15 @@ impl Worker {
             ops: FuturesUnordered::new(),
             tasks: HashMap::new(),
             sandbox_failures: 0,
+            removal_failures: 0,
+            verdicts: memory.verdicts,
             stop_signals: HashMap::new(),
             gone: false,
             refreshing: false,
             finalizing: false,
         };
         worker.remember_signals(found);
-        worker.notice_terminal_phase(found);
+        worker.notice_terminal_phase();
         worker.notice_deletion();
         worker
     }
@@ -160,6 +176,7 @@ impl Worker {
                 self.apply(step, now);
             }
             self.publish();
+            self.remember_verdicts();
             if plan.finished && self.finish() {
                 return;
             }
@@ -234,6 +251,9 @@ impl Worker {
 
     fn take_pod(&mut self, pod: Arc<Pod>) {
         let old = std::mem::replace(&mut self.pod, pod);
+        if self.report.is_first(&self.pod) {
+            self.notice_terminal_phase();
+        }
         self.report.take_foreign(&self.pod);
         if self.origin == Origin::Api {
             self.report.reconcile(&self.pod);
@@ -247,7 +267,10 @@ impl Worker {
                 {
                     observed.retry_at = None;
                     observed.pull_backoff = None;
-                    if matches!(observed.life, Life::Running { .. }) {
+                    if matches!(observed.life, Life::Running { .. })
+                        && (spec::is_sidecar(container) || after.containers.contains(container))
+                    {
+                        observed.backoff = None;
                         observed.kill = Some(KillReason::Changed);
                     }
                 }
@@ -272,7 +295,7 @@ impl Worker {
         let start = self.report.start_time();
         if let (Some(seconds), Some(start)) = (seconds, start)
             && self.observed.terminate.is_none()
-            && start + SignedDuration::from_secs(seconds) <= now
+            && now.duration_since(start) >= SignedDuration::from_secs(seconds)
         {
             let message = "Pod was active on the node longer than the specified deadline";
             self.context.recorder.pod(&self.pod, None, (Kind::Normal, "DeadlineExceeded"), message);
@@ -282,16 +305,12 @@ impl Worker {
     }
 
     /// A pod that had ended before the agent started stays ended.
-    fn notice_terminal_phase(&mut self, found: &[ContainerState]) {
+    fn notice_terminal_phase(&mut self) {
         let phase = self.pod.status.as_ref().and_then(|status| status.phase.as_deref());
         if !matches!(phase, Some("Succeeded" | "Failed")) {
             return;
         }
         self.report.freeze();
-        // Whatever a crash left of it is taken down once more.
-        if !found.is_empty() || self.pod_dir().exists() {
-            self.observed.sandbox = SandboxState::Ready;
-        }
         let grace = spec::grace_seconds(&self.pod);
         self.terminate(grace, None);
     }
@@ -331,18 +350,48 @@ impl Worker {
         let Some(end) = ended::ended(state).filter(|_| current) else { return };
         info!(pod = %spec::describe(&self.pod), container = %state.name, code = end.code,
             reason = %end.reason, "a container ended");
+        container.again = container.kill == Some(KillReason::Changed);
+        let run = Run::Ended(end.clone());
+        let kept = self.pod.spec.as_ref().is_some_and(|spec| {
+            spec::find_container(spec, &state.name)
+                .is_some_and(|declared| plan::is_kept(spec, declared, end.code))
+        });
+        let kept = kept && !container.again;
         container.life = Life::Exited(end);
         container.kill = None;
+        container.hook = false;
         container.ready = false;
         container.started = false;
         container.waiting = None;
-        if let Some(tasks) = self.tasks.remove(&state.name) {
-            tasks.probes.iter().for_each(AbortHandle::abort);
+        if let Some(mut tasks) = self.tasks.remove(&state.name) {
+            tasks.keep_probes(|_| false);
             if let Some(stop) = tasks.stop {
                 stop.abort();
             }
         }
+        if kept {
+            self.remember_run(&state.name, run);
+        }
         self.release_root(state);
+    }
+
+    /// Beside the worker: a device's storage may take seconds.
+    fn remember_run(&mut self, name: &str, run: Run) {
+        let (context, name) = (self.context.clone(), name.to_owned());
+        let uid = spec::uid(&self.pod).to_owned();
+        self.ops.push(Box::pin(async move {
+            memory::save_run(&context.checkpoint, (uid, name), run).await;
+            Done::Nothing
+        }));
+    }
+
+    fn remember_verdicts(&mut self) {
+        let verdicts = memory::verdicts(&self.observed.containers);
+        if verdicts != self.verdicts {
+            let pins = sandbox::run_dir(&self.context.config, spec::uid(&self.pod));
+            memory::save_verdicts(&pins, &verdicts);
+            self.verdicts = verdicts;
+        }
     }
 
     fn show_held_back(&mut self, plan: &Plan) {
