@@ -304,7 +304,7 @@ impl Handle {
 /// Asks until there is an answer.
 async fn listed<T, E, F>(mut ask: impl FnMut() -> F) -> T
 where
-    E: std::error::Error,
+    E: std::error::Error + 'static,
     F: Future<Output = Result<T, E>>,
 {
     let mut failures = 0;
@@ -341,7 +341,7 @@ async fn clear(context: Arc<Context>, uid: String, states: Vec<ContainerState>) 
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_failed_list_is_asked_for_again() {
         let mut answers = vec![Ok(7), Err(std::fmt::Error), Err(std::fmt::Error)];
         let found = listed(|| std::future::ready(answers.pop().unwrap())).await;
