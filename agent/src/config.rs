@@ -1,11 +1,11 @@
 //! The agent's configuration: one TOML file, every path of which can be moved, so that several
-//! agents run on one machine. Unknown keys are refused. Also how every file of the agent
+//! agents run on one machine. Unknown keys are refused. Also how every file and folder of the agent
 //! that must outlive a power cut is written.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -165,6 +165,12 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(folder)?.sync_all()
 }
 
+/// Makes a folder that nobody but its owner gets into, or closes the one that is there.
+pub(crate) fn make_private_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,5 +202,15 @@ mod tests {
         remove_durably(&at("configmap.ns.foo")).unwrap();
         remove_durably(&at("configmap.ns.foo")).unwrap();
         assert!(!at("configmap.ns.foo").exists());
+    }
+
+    #[test]
+    fn a_private_folder_is_closed_also_when_it_was_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        make_private_folder(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }
