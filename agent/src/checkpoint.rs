@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use crate::config::write_atomic;
+use crate::config::{remove_durably, write_atomic};
 use crate::connection::chain;
 use crate::identity::{Identity, IdentityError};
 
@@ -102,6 +102,16 @@ impl Checkpoint {
         }
     }
 
+    /// Removes every object whose key begins with `prefix`.
+    pub(crate) fn remove_objects(&self, prefix: &str) {
+        let entries = std::fs::read_dir(self.dir.join("objects")).into_iter().flatten().flatten();
+        for entry in entries {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+                remove(&entry.path());
+            }
+        }
+    }
+
     fn object_path(&self, key: &str) -> Option<PathBuf> {
         is_plain(key).then(|| self.dir.join("objects").join(key))
     }
@@ -174,11 +184,8 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn remove(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            warn!(path = %path.display(), %error, "a part of the checkpoint was not removed");
-        }
-        _ => {}
+    if let Err(error) = remove_durably(path) {
+        warn!(path = %path.display(), %error, "a part of the checkpoint was not removed");
     }
 }
 
@@ -223,6 +230,7 @@ mod tests {
         let back = checkpoint.pods();
         assert_eq!(back, [essence(&pod)]);
         std::fs::write(dir.path().join("checkpoint/pods/u2"), b"torn").unwrap();
+        std::fs::copy(&path, dir.path().join("checkpoint/pods/.u3.tmp")).unwrap();
         assert_eq!(checkpoint.pods().len(), 1);
         checkpoint.save_run("u1", "c", &7);
         assert_eq!(checkpoint.run("u1", "c"), Some(7));

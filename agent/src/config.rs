@@ -1,9 +1,11 @@
 //! The agent's configuration: one TOML file, every path of which can be moved, so that several
-//! agents run on one machine. Unknown keys are refused. It reads and writes that file, no other.
+//! agents run on one machine. Unknown keys are refused. Also how every file and folder of the agent
+//! that must outlive a power cut is written.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -125,13 +127,16 @@ impl Config {
     }
 }
 
-/// Writes `bytes` to `path` through a synced temporary file beside it and a rename.
+/// Writes `bytes` to `path` through a synced temporary file beside it and a rename. The temporary
+/// file's name begins with a dot, which no name that is written here does.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     use std::io::Write;
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let temporary = path.with_extension("tmp");
+    let folder = folder(path);
+    std::fs::create_dir_all(folder)?;
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".tmp");
+    let temporary = folder.join(name);
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -140,7 +145,30 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> std::io::Res
         .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&temporary, path)
+    std::fs::rename(&temporary, path)?;
+    sync_folder(folder)
+}
+
+/// Removes a file so that a power cut does not bring it back. One that is not there is removed.
+pub(crate) fn remove_durably(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_folder(folder(path))),
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Makes a folder that nobody but its owner gets into, or closes the one that is there.
+pub(crate) fn make_private_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }
 
 #[cfg(test)]
@@ -159,5 +187,30 @@ mod tests {
         assert!(matches!(Config::load(&path), Err(ConfigError::Parse { .. })));
         std::fs::write(&path, "version = 99\n").unwrap();
         assert!(matches!(Config::load(&path), Err(ConfigError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_file_being_written_is_in_no_other_files_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write_atomic(&at("configmap.ns.tmp"), b"1", 0o600).unwrap();
+        write_atomic(&at("configmap.ns.foo.tmp"), b"2", 0o600).unwrap();
+        write_atomic(&at("configmap.ns.foo"), b"3", 0o600).unwrap();
+        assert_eq!(std::fs::read(at("configmap.ns.tmp")).unwrap(), b"1");
+        assert_eq!(std::fs::read(at("configmap.ns.foo.tmp")).unwrap(), b"2");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        remove_durably(&at("configmap.ns.foo")).unwrap();
+        remove_durably(&at("configmap.ns.foo")).unwrap();
+        assert!(!at("configmap.ns.foo").exists());
+    }
+
+    #[test]
+    fn a_private_folder_is_closed_also_when_it_was_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        make_private_folder(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tracing::info;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, write_atomic};
+use crate::config::{Config, make_private_folder, write_atomic};
 use crate::connection::Link;
 use crate::context::Context;
 use crate::engine::Engine;
@@ -58,8 +58,12 @@ pub(crate) fn netd_config(config: &Config, node_ips: Vec<std::net::IpAddr>) -> n
 /// Runs the agent in the foreground until SIGTERM or SIGINT.
 pub(crate) fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Arc::new(Config::load(config_path)?);
-    for dir in [&config.data_dir, &config.run_dir, &config.log_dir] {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let cannot_make = |dir: &Path| format!("cannot make {}", dir.display());
+    // Below it are Secrets, and images' files with whatever rights they bear. Containers get there
+    // by mounts that root makes before it becomes their user.
+    make_private_folder(&config.data_dir).with_context(|| cannot_make(&config.data_dir))?;
+    for dir in [&config.run_dir, &config.log_dir] {
+        std::fs::create_dir_all(dir).with_context(|| cannot_make(dir))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, SecurityContext, VolumeMount,
+};
 use monitor::protocol::{
     Capabilities, ContainerSpec, Mount, MountKind, NamespaceMode, Resources, Seccomp, User,
 };
@@ -329,6 +331,14 @@ fn bind(destination: &str, source: PathBuf, options: &[&str]) -> Mount {
     }
 }
 
+/// Volumes that the agent writes are the containers' to read only, whatever the mount says.
+fn access(pod: &Pod, mount: &VolumeMount) -> &'static str {
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let volume = volumes.find(|volume| volume.name == mount.name);
+    let read_only = mount.read_only.unwrap_or(false) || volume.is_some_and(volume::is_read_only);
+    if read_only { "ro" } else { "rw" }
+}
+
 fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, ConfigError> {
     let container = inputs.container;
     let mut all = Vec::new();
@@ -358,8 +368,7 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, ConfigError> {
             Some("HostToContainer") => "rslave",
             _ => "rprivate",
         };
-        let access = if mount.read_only.unwrap_or(false) { "ro" } else { "rw" };
-        all.push(bind(&mount.mount_path, source, &[access, propagation]));
+        all.push(bind(&mount.mount_path, source, &[access(inputs.pod, mount), propagation]));
     }
     let taken = |all: &[Mount], path: &str| all.iter().any(|mount| mount.destination == path);
     let read_only = container
@@ -426,6 +435,17 @@ mod tests {
             run(serde_json::json!({"name": "c", "command": ["sh"], "args": ["-c"]})),
             "sh -c"
         );
+    }
+
+    #[test]
+    fn only_what_is_the_containers_own_is_mounted_writable() {
+        let pod = pod(serde_json::json!({"containers": [], "volumes": [
+            {"name": "secret", "secret": {"secretName": "s"}}, {"name": "empty", "emptyDir": {}}]}));
+        let run = |mount: serde_json::Value| access(&pod, &serde_json::from_value(mount).unwrap());
+        let mount = |name: &str, read_only: bool| serde_json::json!({"name": name, "mountPath": "/x", "readOnly": read_only});
+        assert_eq!(run(mount("empty", false)), "rw");
+        assert_eq!(run(mount("empty", true)), "ro");
+        assert_eq!(run(mount("secret", false)), "ro");
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub(crate) enum RootfsError {
 /// Mounts the root of one attempt under `dir`; `layers` has the topmost first.
 pub(crate) fn mount(dir: &Path, layers: &[PathBuf]) -> Result<PathBuf, RootfsError> {
     let merged = dir.join("rootfs");
-    if is_mount_point(&merged) {
+    let failed = |source| RootfsError::Mount { path: merged.clone(), source };
+    if is_mount_point(&merged).map_err(failed)? {
         return Ok(merged);
     }
     let make = |path: PathBuf| match std::fs::create_dir_all(&path) {
@@ -30,8 +31,7 @@ pub(crate) fn mount(dir: &Path, layers: &[PathBuf]) -> Result<PathBuf, RootfsErr
     };
     make(merged.clone())?;
     let (upper, work) = (make(dir.join("upper"))?, make(dir.join("work"))?);
-    crate::image::mount_overlay(layers, &upper, &work, &merged)
-        .map_err(|source| RootfsError::Mount { path: merged.clone(), source })?;
+    crate::image::mount_overlay(layers, &upper, &work, &merged).map_err(failed)?;
     Ok(merged)
 }
 

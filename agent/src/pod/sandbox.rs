@@ -208,7 +208,7 @@ fn sysctls(pod: &Pod) -> Vec<(String, String)> {
 fn ensure_shm(dir: &Path) -> Result<PathBuf, SandboxError> {
     let path = dir.join("shm");
     make_dir(&path)?;
-    if !volume::is_mount_point(&path) {
+    if !volume::is_mount_point(&path).map_err(|error| SandboxError::Shm(error.to_string()))? {
         nix::mount::mount(
             Some("shm"),
             &path,
@@ -231,8 +231,8 @@ struct Wanted {
 
 /// Namespaces belong to threads: a thread of its own enters new ones, pins them and ends.
 async fn ensure_namespaces(wanted: Wanted) -> Result<(), SandboxError> {
-    let there = |path: &Option<PathBuf>| path.as_ref().is_none_or(|p| volume::is_mount_point(p));
-    if there(&wanted.ipc) && there(&wanted.uts) && wanted.sysctls.is_empty() {
+    let there = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(true), is_pinned);
+    if there(&wanted.ipc)? && there(&wanted.uts)? && wanted.sysctls.is_empty() {
         return Ok(());
     }
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -248,6 +248,11 @@ async fn ensure_namespaces(wanted: Wanted) -> Result<(), SandboxError> {
     told.await.map_err(|_| SandboxError::Namespaces("the thread ended early".into()))?
 }
 
+fn is_pinned(path: &Path) -> Result<bool, SandboxError> {
+    volume::is_mount_point(path)
+        .map_err(|source| SandboxError::File { path: path.to_owned(), source })
+}
+
 fn make_namespaces(wanted: &Wanted) -> Result<(), SandboxError> {
     let failed = |what: &str, errno: nix::errno::Errno| {
         SandboxError::Namespaces(format!("{what}: {}", errno.desc()))
@@ -256,7 +261,7 @@ fn make_namespaces(wanted: &Wanted) -> Result<(), SandboxError> {
         [(&wanted.ipc, CloneFlags::CLONE_NEWIPC), (&wanted.uts, CloneFlags::CLONE_NEWUTS)]
     {
         let Some(path) = path else { continue };
-        if volume::is_mount_point(path) {
+        if is_pinned(path)? {
             enter(path, flag)?;
         } else {
             nix::sched::unshare(flag).map_err(|errno| failed("unshare", errno))?;

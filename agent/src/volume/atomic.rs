@@ -7,11 +7,18 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+
+use crate::volume::ownership;
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
+/// What every name of the writer's own begins with, and no file's does.
+const OWN: &[u8] = b"..";
+const FOLDER_MODE: u32 = 0o755;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,28 +44,64 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> AtomicError {
     move |source| AtomicError::Io { path, source }
 }
 
-/// Makes `dir` show exactly `files`. Says whether anything had to change.
-pub(crate) fn write(dir: &Path, files: &Files) -> Result<bool, AtomicError> {
+/// Makes `dir` show exactly `files`, readable for `group`. Finishes what an earlier call left undone.
+pub(crate) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<(), AtomicError> {
     files.keys().try_for_each(|path| check(path))?;
-    let current = std::fs::read_link(dir.join(DATA)).ok().map(|target| dir.join(target));
-    if current.as_deref().is_some_and(|current| shows(current, files)) {
-        return Ok(false);
+    let current = current(dir);
+    let stamp = match current.as_deref().filter(|stamp| shows(&dir.join(stamp), files)) {
+        Some(stamp) => stamp.to_owned(),
+        None => {
+            sweep(dir, current.as_deref())?;
+            swap(dir, files, group)?
+        }
+    };
+    link_names(dir, files)?;
+    sweep(dir, Some(&stamp))
+}
+
+/// The stamp folder that `..data` leads to; no other target counts, for a container may have set it.
+fn current(dir: &Path) -> Option<OsString> {
+    let target = std::fs::read_link(dir.join(DATA)).ok()?;
+    let mut parts = target.components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(name)), None) if is_stamp(name) => Some(name.to_owned()),
+        _ => None,
     }
+}
+
+fn is_stamp(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(OWN) && name != DATA && name != DATA_NEW
+}
+
+/// Writes the files below a new stamp and makes `..data` lead there.
+fn swap(dir: &Path, files: &Files, group: Option<u32>) -> Result<OsString, AtomicError> {
     let stamp = jiff::Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.%9f").to_string();
     let fresh = dir.join(&stamp);
-    std::fs::create_dir(&fresh).map_err(io(&fresh))?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).map_err(io(&fresh))?;
+    ownership::set_folder(dir, FOLDER_MODE, group).map_err(io(dir))?;
+    make_folder(&fresh, group)?;
     for (path, file) in files {
-        write_file(&fresh.join(path), file)?;
+        write_file(&fresh, Path::new(path), (file, group))?;
     }
-    let new = dir.join(DATA_NEW);
+    let (data, new) = (dir.join(DATA), dir.join(DATA_NEW));
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&new)(error)),
+        _ => {}
+    }
     symlink(&stamp, &new).map_err(io(&new))?;
-    std::fs::rename(&new, dir.join(DATA)).map_err(io(&new))?;
-    link_names(dir, files)?;
-    if let Some(old) = current {
-        std::fs::remove_dir_all(&old).map_err(io(&old))?;
+    std::fs::rename(&new, &data).map_err(io(&data))?;
+    Ok(stamp.into())
+}
+
+/// Removes the stamp folders of earlier writes, also of those that failed.
+fn sweep(dir: &Path, keep: Option<&OsStr>) -> Result<(), AtomicError> {
+    for entry in std::fs::read_dir(dir).map_err(io(dir))?.flatten() {
+        let name = entry.file_name();
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if folder && is_stamp(&name) && Some(name.as_os_str()) != keep {
+            std::fs::remove_dir_all(entry.path()).map_err(io(&entry.path()))?;
+        }
     }
-    Ok(true)
+    Ok(())
 }
 
 fn check(path: &str) -> Result<(), AtomicError> {
@@ -67,24 +110,35 @@ fn check(path: &str) -> Result<(), AtomicError> {
     if bad { Err(AtomicError::Path(path.to_owned())) } else { Ok(()) }
 }
 
-fn write_file(path: &Path, file: &File) -> Result<(), AtomicError> {
+fn write_file(
+    root: &Path,
+    relative: &Path,
+    (file, group): (&File, Option<u32>),
+) -> Result<(), AtomicError> {
     use std::io::Write;
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io(parent))?;
+    let mut path = root.to_owned();
+    for part in relative.parent().into_iter().flat_map(Path::components) {
+        path.push(part);
+        make_folder(&path, group)?;
     }
+    let path = root.join(relative);
     let mut out = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(file.mode)
-        .open(path)
-        .map_err(io(path))?;
-    out.write_all(&file.bytes).map_err(io(path))?;
-    // The umask may have taken bits from the mode.
-    out.set_permissions(std::fs::Permissions::from_mode(file.mode)).map_err(io(path))?;
-    if file.user.is_some() {
-        chown(path, file.user, None).map_err(io(path))?;
+        .open(&path)
+        .map_err(io(&path))?;
+    out.write_all(&file.bytes).map_err(io(&path))?;
+    ownership::set_file(&out, file.mode, (file.user, group)).map_err(io(&path))
+}
+
+fn make_folder(path: &Path, group: Option<u32>) -> Result<(), AtomicError> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => {
+            made.and_then(|()| ownership::set_folder(path, FOLDER_MODE, group)).map_err(io(path))
+        }
     }
-    Ok(())
 }
 
 /// Links every first path component to `..data`, and removes links whose files are gone.
@@ -100,7 +154,8 @@ fn link_names(dir: &Path, files: &Files) -> Result<(), AtomicError> {
     }
     for entry in std::fs::read_dir(dir).map_err(io(dir))?.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if !name.starts_with("..") && !wanted.contains(&name) {
+        let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if link && !name.starts_with("..") && !wanted.contains(&name) {
             std::fs::remove_file(entry.path()).map_err(io(&entry.path()))?;
         }
     }

@@ -6,6 +6,7 @@
 pub(crate) mod atomic;
 pub(crate) mod empty_dir;
 pub(crate) mod host_path;
+mod mounts;
 pub(crate) mod ownership;
 pub(crate) mod payload;
 pub(crate) mod sub_path;
@@ -17,17 +18,20 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
-use nix::mount::{MntFlags, MsFlags};
 
 use crate::objects::References;
 use crate::pod::field::NodeFacts;
 use crate::pod::spec;
 use crate::volume::token::Tokens;
 
+pub(crate) use crate::volume::mounts::{is_mount_point, remove};
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     #[error("MountVolume.SetUp failed for volume {volume:?} : {why}")]
     SetUp { volume: String, why: String },
+    #[error("cannot tell what is mounted")]
+    Mounts { source: std::io::Error },
     #[error("cannot unmount {path}")]
     Unmount { path: PathBuf, source: std::io::Error },
     #[error("cannot remove {path}")]
@@ -72,23 +76,16 @@ async fn ensure_one(
     refresh_at: &mut Option<Timestamp>,
 ) -> Result<PathBuf, String> {
     let dir = |plugin: &str| inputs.pod_dir.join("volumes").join(plugin).join(&volume.name);
-    let fs_group = fs_group(inputs.pod);
     if let Some(source) = &volume.host_path {
         return host_path::ensure(source);
     }
     if let Some(source) = &volume.empty_dir {
         let path = dir("kubernetes.io~empty-dir");
         empty_dir::ensure(&path, source, inputs.pod)?;
-        ownership::apply_fs_group(&path, fs_group, ownership::Access::ReadWrite)?;
         return Ok(path);
     }
-    let (plugin, memory) = match volume {
-        Volume { config_map: Some(_), .. } => ("kubernetes.io~configmap", false),
-        Volume { secret: Some(_), .. } => ("kubernetes.io~secret", true),
-        Volume { downward_api: Some(_), .. } => ("kubernetes.io~downward-api", true),
-        Volume { projected: Some(_), .. } => ("kubernetes.io~projected", true),
-        _ => return Err("no volume plugin matched".to_owned()),
-    };
+    let (plugin, memory) =
+        payload_plugin(volume).ok_or_else(|| "no volume plugin matched".to_owned())?;
     let path = dir(plugin);
     let (files, renew) = payload::collect(inputs, volume).await?;
     if let Some(at) = renew {
@@ -96,80 +93,31 @@ async fn ensure_one(
     }
     std::fs::create_dir_all(&path).map_err(|error| format!("mkdir {}: {error}", path.display()))?;
     if memory {
-        ensure_tmpfs(&path, None)?;
+        mounts::ensure_tmpfs(&path, "mode=0755")?;
     }
-    let changed = atomic::write(&path, &files).map_err(|error| error.to_string())?;
-    if changed {
-        ownership::apply_fs_group(&path, fs_group, ownership::Access::ReadOnly)?;
-    }
+    atomic::write(&path, &files, fs_group(inputs.pod)).map_err(|error| error.to_string())?;
     Ok(path)
+}
+
+/// The plugin of a volume whose files the agent writes, and whether they are in memory only.
+fn payload_plugin(volume: &Volume) -> Option<(&'static str, bool)> {
+    match volume {
+        Volume { config_map: Some(_), .. } => Some(("kubernetes.io~configmap", false)),
+        Volume { secret: Some(_), .. } => Some(("kubernetes.io~secret", true)),
+        Volume { downward_api: Some(_), .. } => Some(("kubernetes.io~downward-api", true)),
+        Volume { projected: Some(_), .. } => Some(("kubernetes.io~projected", true)),
+        _ => None,
+    }
+}
+
+/// Whether containers only ever read the volume, whatever their mounts say.
+pub(crate) fn is_read_only(volume: &Volume) -> bool {
+    payload_plugin(volume).is_some()
 }
 
 pub(crate) fn fs_group(pod: &Pod) -> Option<u32> {
     let context = pod.spec.as_ref()?.security_context.as_ref()?;
     context.fs_group.and_then(|group| u32::try_from(group).ok())
-}
-
-/// Mounts a tmpfs at `path` unless something is mounted there.
-pub(crate) fn ensure_tmpfs(path: &Path, size_bytes: Option<u64>) -> Result<(), String> {
-    if is_mount_point(path) {
-        return Ok(());
-    }
-    let options = size_bytes.map(|bytes| format!("size={bytes}"));
-    nix::mount::mount(
-        Some("tmpfs"),
-        path,
-        Some("tmpfs"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        options.as_deref(),
-    )
-    .map_err(|error| format!("mounting a tmpfs at {}: {error}", path.display()))
-}
-
-pub(crate) fn is_mount_point(path: &Path) -> bool {
-    mounts_below(path).iter().any(|mount| mount == path)
-}
-
-/// Mount points at or below `dir`, deepest first.
-pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| PathBuf::from(unescape(field)))
-        .filter(|path| path.starts_with(dir))
-        .collect();
-    found.reverse();
-    found
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-/// Unmounts everything below `dir`; what is still in use goes away with its last user.
-pub(crate) fn unmount_below(dir: &Path) -> Result<(), VolumeError> {
-    for path in mounts_below(dir) {
-        match nix::mount::umount2(&path, MntFlags::MNT_DETACH) {
-            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
-            Err(errno) => {
-                return Err(VolumeError::Unmount { path, source: errno.into() });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Unmounts and removes all of a pod's folder. Refuses to remove what is still mounted.
-pub(crate) fn remove(pod_dir: &Path) -> Result<(), VolumeError> {
-    unmount_below(pod_dir)?;
-    match std::fs::remove_dir_all(pod_dir) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(VolumeError::Remove { path: pod_dir.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The user that all of the pod's containers run as, when they agree on one.

@@ -115,7 +115,7 @@ async fn add_token(
     };
     let user = if fs_group(inputs.pod).is_none() { user } else { None };
     let bytes = token.token.clone().into_bytes();
-    insert(files, &source.path, File { bytes, mode, user })?;
+    files.insert(source.path.clone(), File { bytes, mode, user });
     Ok(token.renew_at)
 }
 
@@ -127,18 +127,16 @@ struct Want<'a> {
     mode: u32,
 }
 
-fn insert(files: &mut Files, path: &str, file: File) -> Result<(), String> {
-    match files.insert(path.to_owned(), file) {
-        Some(_) => Err(format!("conflicting duplicate paths: {path}")),
-        None => Ok(()),
-    }
-}
-
 fn add_object(inputs: &Inputs<'_>, want: &Want<'_>, files: &mut Files) -> Result<(), String> {
     let Some(data) = data(inputs.objects, want)? else { return Ok(()) };
-    let Some(items) = want.items else {
+    select(data, want, files)
+}
+
+/// The wanted keys as files. Where two sources give one path, the later wins, as with kubelet.
+fn select(data: Data, want: &Want<'_>, files: &mut Files) -> Result<(), String> {
+    let Some(items) = want.items.filter(|items| !items.is_empty()) else {
         for (key, bytes) in data {
-            insert(files, &key, File { bytes, mode: want.mode, user: None })?;
+            files.insert(key, File { bytes, mode: want.mode, user: None });
         }
         return Ok(());
     };
@@ -146,7 +144,8 @@ fn add_object(inputs: &Inputs<'_>, want: &Want<'_>, files: &mut Files) -> Result
         let mode = item.mode.map_or(want.mode, |given| mode(Some(given)));
         match data.iter().find(|(key, _)| *key == item.key) {
             Some((_, bytes)) => {
-                insert(files, &item.path, File { bytes: bytes.clone(), mode, user: None })?;
+                let file = File { bytes: bytes.clone(), mode, user: None };
+                files.insert(item.path.clone(), file);
             }
             None if want.optional => {}
             None => {
@@ -201,7 +200,43 @@ fn add_downward(
         };
         let bytes = text.map_err(|error| error.to_string())?.into_bytes();
         let mode = item.mode.map_or(default_mode, |given| mode(Some(given)));
-        insert(files, &item.path, File { bytes, mode, user: None })?;
+        files.insert(item.path.clone(), File { bytes, mode, user: None });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn want(items: Option<&[KeyToPath]>) -> Want<'_> {
+        Want { kind: Kind::ConfigMap, name: "c", items, optional: false, mode: 0o644 }
+    }
+
+    fn data(all: &[(&str, &str)]) -> Data {
+        all.iter().map(|(key, text)| ((*key).to_owned(), text.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn no_items_are_all_keys_and_the_later_source_wins() {
+        let item = KeyToPath { key: "a".into(), path: "sub/a".into(), mode: Some(0o400) };
+        let items = [item];
+        let cases: [(Option<&[KeyToPath]>, &[&str]); 3] =
+            [(None, &["a", "b"]), (Some(&[]), &["a", "b"]), (Some(&items), &["sub/a"])];
+        for (items, expected) in cases {
+            let mut files = Files::new();
+            select(data(&[("a", "1"), ("b", "2")]), &want(items), &mut files).unwrap();
+            let paths: Vec<&str> = files.keys().map(String::as_str).collect();
+            assert_eq!(paths, expected);
+            select(data(&[("a", "3")]), &want(items), &mut files).unwrap();
+            assert_eq!(files[expected[0]].bytes, b"3");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_missing_is_named() {
+        let items = [KeyToPath { key: "x".into(), path: "x".into(), mode: None }];
+        let error = select(data(&[("a", "1")]), &want(Some(&items)), &mut Files::new());
+        assert_eq!(error.unwrap_err(), "configmap references non-existent config key: x");
+    }
 }

@@ -74,10 +74,7 @@ impl Tokens {
         }
         match self.request(pod, want).await {
             Ok(token) => {
-                let first = self.held().insert(key.clone(), token.clone()).is_none();
-                if first {
-                    self.checkpoint.save_object(&key, &token);
-                }
+                self.keep(&key, &token);
                 Ok(token)
             }
             Err(error) => match old.filter(|token| token.expires_at > now) {
@@ -90,13 +87,16 @@ impl Tokens {
         }
     }
 
+    fn keep(&self, key: &str, token: &Token) {
+        self.held().insert(key.to_owned(), token.clone());
+        self.checkpoint.save_object(key, token);
+    }
+
+    /// Also what an earlier run of the agent kept.
     pub(crate) fn forget(&self, pod: &Pod) {
         let prefix = format!("token.{}.", spec::uid(pod));
-        let mut held = self.held();
-        for key in held.keys().filter(|key| key.starts_with(&prefix)) {
-            self.checkpoint.remove_object(key);
-        }
-        held.retain(|key, _| !key.starts_with(&prefix));
+        self.held().retain(|key, _| !key.starts_with(&prefix));
+        self.checkpoint.remove_objects(&prefix);
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, HashMap<String, Token>> {
@@ -150,4 +150,34 @@ fn key(pod: &Pod, want: &ServiceAccountTokenProjection) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, audience.as_bytes());
     let digest = crate::identity::hex(&digest.as_ref()[..8]);
     format!("token.{}.{digest}.{}", spec::uid(pod), lifetime(want))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    #[tokio::test]
+    async fn the_last_token_is_kept_over_a_restart_until_its_pod_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = dir.path().join("identity");
+        Identity::write(&identity, "ca", "node").unwrap();
+        let identity = Arc::new(Identity::load(&identity).unwrap());
+        let checkpoint = Arc::new(Checkpoint::new(dir.path().join("checkpoint"), identity));
+        let link = Link::new();
+        let start = || Tokens::new(link.client(), link.clone(), checkpoint.clone());
+        let pod: Pod =
+            serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}})).unwrap();
+        let want = ServiceAccountTokenProjection::default();
+        let tokens = start();
+        for text in ["first", "last"] {
+            let now = Timestamp::now();
+            let token = Token { token: text.to_owned(), renew_at: now, expires_at: now };
+            tokens.keep(&key(&pod, &want), &token);
+        }
+        let tokens = start();
+        assert_eq!(tokens.get(&pod, &want).await.unwrap().token, "last");
+        tokens.forget(&pod);
+        assert!(matches!(start().get(&pod, &want).await, Err(TokenError::Away)));
+    }
 }

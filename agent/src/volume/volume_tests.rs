@@ -12,18 +12,84 @@ fn files(all: &[(&str, &str)]) -> Files {
 fn a_payload_is_swapped_as_a_whole_and_only_when_it_changes() {
     let dir = tempfile::tempdir().unwrap();
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).ok();
-    assert!(write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")])).unwrap());
+    let target = || std::fs::read_link(dir.path().join("..data")).unwrap();
+    write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
     assert_eq!((read("a"), read("sub/b")), (Some("1".into()), Some("2".into())));
-    let target = std::fs::read_link(dir.path().join("..data")).unwrap();
-    assert!(!write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")])).unwrap());
-    assert_eq!(std::fs::read_link(dir.path().join("..data")).unwrap(), target);
-    assert!(write(dir.path(), &files(&[("a", "3"), ("c", "4")])).unwrap());
+    let first = target();
+    write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
+    assert_eq!(target(), first);
+    write(dir.path(), &files(&[("a", "3"), ("c", "4")]), None).unwrap();
     assert_eq!((read("a"), read("c"), read("sub/b")), (Some("3".into()), Some("4".into()), None));
     assert!(dir.path().join("sub").symlink_metadata().is_err());
-    assert!(!dir.path().join(&target).exists());
+    assert!(!dir.path().join(&first).exists());
     for bad in ["../x", "/x", "", "a/../../x", "..x"] {
-        assert!(write(dir.path(), &files(&[(bad, "1")])).is_err(), "{bad:?}");
+        assert!(write(dir.path(), &files(&[(bad, "1")]), None).is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_payload_that_was_left_half_done_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write(dir.path(), &files(&[("a", "1"), ("b", "2")]), None).unwrap();
+    std::fs::remove_file(at("b")).unwrap();
+    std::fs::create_dir(at("..2020_01_01_00_00_00.000000001")).unwrap();
+    std::os::unix::fs::symlink("..gone", at("..data_tmp")).unwrap();
+    write(dir.path(), &files(&[("a", "1"), ("b", "2")]), None).unwrap();
+    assert_eq!(std::fs::read(at("b")).unwrap(), b"2");
+    assert!(!at("..2020_01_01_00_00_00.000000001").exists());
+    write(dir.path(), &files(&[("a", "3")]), None).unwrap();
+    assert_eq!(std::fs::read(at("a")).unwrap(), b"3");
+}
+
+#[test]
+fn a_data_link_that_leads_out_of_the_volume_costs_nobody_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, volume) = (dir.path().join("home"), dir.path().join("volume"));
+    let stamps = ["..x/../../home".into(), "../home".into(), home.clone(), "..".into()];
+    std::fs::create_dir(&home).unwrap();
+    std::fs::create_dir(&volume).unwrap();
+    for target in stamps {
+        std::fs::remove_file(volume.join("..data")).ok();
+        std::os::unix::fs::symlink(&target, volume.join("..data")).unwrap();
+        write(&volume, &files(&[("a", "1")]), None).unwrap();
+        assert!(home.exists(), "{target:?}");
+        assert_eq!(std::fs::read(volume.join("a")).unwrap(), b"1");
+    }
+}
+
+#[test]
+fn a_payload_is_its_groups_when_it_appears() {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: not root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = files(&[("sub/a", "1")]);
+    files.values_mut().for_each(|file| file.mode = 0o400);
+    write(dir.path(), &files, Some(2000)).unwrap();
+    let meta = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap();
+    for (name, mode) in [("", 0o2755), ("..data", 0o2755), ("..data/sub", 0o2755), ("sub/a", 0o440)]
+    {
+        let meta = meta(name);
+        assert_eq!((meta.gid(), meta.mode() & 0o7777), (2000, mode), "{name:?}");
+    }
+}
+
+#[test]
+fn what_the_agent_writes_is_only_read() {
+    let read_only = |source: serde_json::Value| {
+        let mut volume = source;
+        volume["name"] = "v".into();
+        is_read_only(&serde_json::from_value(volume).unwrap())
+    };
+    assert!(read_only(serde_json::json!({"secret": {"secretName": "s"}})));
+    assert!(read_only(serde_json::json!({"configMap": {"name": "c"}})));
+    assert!(read_only(serde_json::json!({"projected": {"sources": []}})));
+    assert!(read_only(serde_json::json!({"downwardAPI": {"items": []}})));
+    assert!(!read_only(serde_json::json!({"emptyDir": {}})));
+    assert!(!read_only(serde_json::json!({"hostPath": {"path": "/x"}})));
 }
 
 #[test]
