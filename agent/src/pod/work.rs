@@ -388,6 +388,7 @@ impl Worker {
             observed.started = container.startup_probe.is_none();
             observed.ready = container.readiness_probe.is_none();
         }
+        let Life::Running { started_at, .. } = observed.life else { return };
         let started = observed.started;
         let hook = container.lifecycle.as_ref().and_then(|all| all.post_start.clone());
         if let Some(hook) = hook.filter(|_| fresh) {
@@ -407,7 +408,8 @@ impl Worker {
         let tasks = self.tasks.entry(name.to_owned()).or_default();
         tasks.probes.drain(..).for_each(|old| old.abort());
         for kind in kinds {
-            let task = probe::spawn(*kind, target.clone(), self.tell.clone(), Input::Probe);
+            let task =
+                probe::spawn(*kind, target.clone(), started_at, self.tell.clone(), Input::Probe);
             tasks.probes.extend(task);
         }
     }
@@ -463,6 +465,11 @@ impl Worker {
         if let Some(failure) = &report.failure {
             let message = format!("{} probe failed: {failure}", report.kind.title());
             let event = (Kind::Warning, "Unhealthy");
+            self.context.recorder.pod(&self.pod, Some(name), event, message);
+        }
+        if let Some(warning) = &report.warning {
+            let message = format!("{} probe warning: {warning}", report.kind.title());
+            let event = (Kind::Warning, "ProbeWarning");
             self.context.recorder.pod(&self.pod, Some(name), event, message);
         }
         match (report.kind, report.verdict) {
