@@ -44,6 +44,8 @@ const PINGS_OF_MANY: Pings =
     Pings { interval: Duration::from_secs(4), timeout: Duration::from_secs(3) };
 /// A request made while the link is down waits this long for the next one.
 const REQUEST_WAIT: Duration = Duration::from_secs(60);
+/// A master that answers pings may still never answer; its own limit, 60 s, comes first.
+const ANSWER_WAIT: Duration = Duration::from_secs(90);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Bytes a stream, and the connection, may have in flight toward us.
@@ -66,6 +68,8 @@ pub(crate) enum LinkError {
     Identity(#[from] crate::identity::IdentityError),
     #[error("not connected to the master")]
     Down,
+    #[error("the master did not answer within {} s", ANSWER_WAIT.as_secs())]
+    Unanswered,
     #[error("the request has no valid address")]
     Request(#[from] http::Error),
     #[error("the request failed")]
@@ -293,7 +297,13 @@ impl tower::Service<Request<Body>> for LinkService {
                 current.ok().flatten().ok_or(LinkError::Down)?;
             let request = address(request, &authority)?;
             debug!(method = %request.method(), uri = %request.uri(), "request");
-            Ok(sender.send_request(request).await?)
+            let watches = is_watch(request.uri());
+            let answer = sender.send_request(request);
+            if watches {
+                return Ok(answer.await?);
+            }
+            let answered = tokio::time::timeout(ANSWER_WAIT, answer).await;
+            Ok(answered.map_err(|_| LinkError::Unanswered)??)
         })
     }
 }
@@ -301,6 +311,12 @@ impl tower::Service<Request<Body>> for LinkService {
 async fn current(mut live: watch::Receiver<Option<Live>>) -> Option<Live> {
     let usable = |live: &Option<Live>| live.as_ref().is_some_and(|live| !live.sender.is_closed());
     live.wait_for(usable).await.ok().and_then(|current| current.clone())
+}
+
+/// Whether the answer may begin only when something happens.
+fn is_watch(uri: &Uri) -> bool {
+    let mut parameters = uri.query().unwrap_or_default().split('&');
+    parameters.any(|parameter| matches!(parameter, "watch=true" | "watch=1"))
 }
 
 fn address(request: Request<Body>, authority: &Authority) -> Result<Request<Body>, http::Error> {
@@ -327,6 +343,13 @@ mod tests {
         for bad in ["http://m:1", "m:6443", "", "https://"] {
             assert!(parse_server(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn watches_are_told_apart() {
+        let is = |uri: &str| is_watch(&uri.parse().unwrap());
+        assert!(is("https://m/api/v1/pods?&watch=true&timeoutSeconds=290"));
+        assert!(!is("https://m/api/v1/pods?fieldSelector=a%3Dwatch") && !is("https://m/version"));
     }
 
     #[test]

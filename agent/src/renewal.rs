@@ -45,22 +45,32 @@ fn due(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
     not_before + life.mul_f64(0.7)
 }
 
+/// From a new certificate to the next request: by a wrong clock, it may be due as it comes.
+fn pause(not_before: SystemTime, not_after: SystemTime) -> Duration {
+    let life = not_after.duration_since(not_before).unwrap_or_default();
+    life.mul_f64(0.1).clamp(RETRY, LOOK_AGAIN)
+}
+
 /// Renews for ever.
 pub(crate) async fn run(client: kube::Client, identity: Arc<Identity>, node_name: String) {
     loop {
-        let wait = match identity.validity() {
-            Ok((from, to)) => due(from, to).duration_since(SystemTime::now()).unwrap_or_default(),
+        let (from, to) = match identity.validity() {
+            Ok(validity) => validity,
             Err(error) => {
                 error!(error = %chain(&error), "the node's certificate can't be read");
                 return;
             }
         };
+        let wait = due(from, to).duration_since(SystemTime::now()).unwrap_or_default();
         if !wait.is_zero() {
             tokio::time::sleep(wait.min(LOOK_AGAIN)).await;
             continue;
         }
         match renew(&client, &identity, &node_name).await {
-            Ok(()) => info!(node = node_name, "the node's certificate was renewed"),
+            Ok(()) => {
+                info!(node = node_name, "the node's certificate was renewed");
+                tokio::time::sleep(pause(from, to)).await;
+            }
             Err(error) => {
                 warn!(error = %chain(&error), "the node's certificate was not renewed");
                 tokio::time::sleep(jitter(RETRY)).await;
@@ -131,5 +141,8 @@ mod tests {
     fn renewal_is_due_well_before_the_end() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(due(at(1000), at(2000)), at(1700));
+        for (life, seconds) in [(0, 60), (900, 90), (365 * 86400, 3600)] {
+            assert_eq!(pause(at(1000), at(1000 + life)), Duration::from_secs(seconds));
+        }
     }
 }

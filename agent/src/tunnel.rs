@@ -25,9 +25,12 @@ const PATH: &str = "/flotilla/v1/tunnel";
 const STREAM_VERSION: u8 = 1;
 const KIND_HTTP: u8 = 1;
 const KIND_TCP: u8 = 2;
-/// Streams the master may have open at once; yamux reserves 256 KiB of window for each.
+/// Streams the master may have open at once; one more is dropped.
 const STREAMS_MAX: usize = 128;
-const WINDOW_BYTES_MAX: usize = STREAMS_MAX * 256 * 1024;
+/// yamux ends the whole tunnel at its own bound, and ended streams count until it has said so to the master.
+const YAMUX_STREAMS_MAX: usize = 2 * STREAMS_MAX;
+/// yamux reserves 256 KiB of window for each stream.
+const WINDOW_BYTES_MAX: usize = YAMUX_STREAMS_MAX * 256 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the master may take to say that it speaks extended CONNECT.
@@ -112,13 +115,21 @@ async fn hold(mut live: Live, server: &Arc<impl ServeHttp>) -> Result<(), Tunnel
     }
     drop(live);
     let stream = TokioIo::new(hyper::upgrade::on(response).await?);
+    debug!("the tunnel is open");
+    serve(stream, server).await
+}
+
+/// Serves the master's streams until the tunnel ends.
+async fn serve<S>(stream: S, server: &Arc<impl ServeHttp>) -> Result<(), TunnelError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut config = yamux::Config::default();
     config
-        .set_max_num_streams(STREAMS_MAX)
+        .set_max_num_streams(YAMUX_STREAMS_MAX)
         .set_max_connection_receive_window(Some(WINDOW_BYTES_MAX));
     let mut connection = yamux::Connection::new(stream.compat(), config, yamux::Mode::Server);
     let places = Arc::new(Semaphore::new(STREAMS_MAX));
-    debug!("the tunnel is open");
     while let Some(stream) = std::future::poll_fn(|cx| connection.poll_next_inbound(cx)).await {
         let stream = stream?.compat();
         let Ok(place) = places.clone().try_acquire_owned() else {
@@ -234,5 +245,31 @@ mod tests {
         let (mut ours, theirs) = tokio::io::duplex(64);
         ours.write_all(&[1, 9]).await.unwrap();
         assert!(matches!(accept(theirs, &Nobody).await, Err(TunnelError::UnknownStream(1, 9))));
+    }
+
+    #[tokio::test]
+    async fn one_stream_too_many_is_dropped_and_not_the_tunnel() {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move { serve(theirs, &Arc::new(Nobody)).await });
+        let config = yamux::Config::default();
+        let mut master = yamux::Connection::new(ours.compat(), config, yamux::Mode::Client);
+        let mut streams = Vec::new();
+        for _ in 0..=STREAMS_MAX {
+            let stream = std::future::poll_fn(|cx| master.poll_new_outbound(cx)).await.unwrap();
+            streams.push(stream.compat());
+        }
+        tokio::spawn(async move {
+            std::future::poll_fn(|cx| master.poll_next_inbound(cx)).await.is_none()
+        });
+        for stream in &mut streams {
+            stream.write_all(&[STREAM_VERSION]).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        assert!(streams[STREAMS_MAX].read_u8().await.is_err());
+        streams[0].write_all(&[KIND_HTTP]).await.unwrap();
+        streams[0].flush().await.unwrap();
+        let mut answer = [0u8; 4];
+        streams[0].read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"http");
     }
 }

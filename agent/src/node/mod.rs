@@ -200,8 +200,7 @@ impl NodeReporter {
     }
 
     async fn write(&self, uid: &str, wanted: &NodeStatus) -> Result<(), kube::Error> {
-        let patch = json!({"metadata": {"uid": uid}, "status": wanted});
-        let patch = Patch::Strategic(patch);
+        let patch = Patch::Strategic(status::patch(uid, wanted));
         let name = &self.config.node_name;
         self.nodes().patch_status(name, &PatchParams::default(), &patch).await.map(|_| ())
     }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::node::host::{Headroom, Host, architecture};
@@ -147,6 +148,16 @@ pub(crate) fn status(inputs: &Inputs<'_>, previous: &NodeStatus) -> NodeStatus {
     }
 }
 
+/// What makes the Node's status this one. Merged by their type, as a strategic patch does it, two
+/// addresses of one type become one; so they replace what is there (Kubernetes 1.36, `PatchNodeStatus`).
+pub(crate) fn patch(uid: &str, wanted: &NodeStatus) -> Value {
+    let mut patch = json!({"metadata": {"uid": uid}, "status": wanted});
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    patch
+}
+
 fn conditions(inputs: &Inputs<'_>, previous: &NodeStatus) -> Vec<NodeCondition> {
     let room = inputs.headroom;
     let memory = room.memory_available_bytes < MEMORY_AVAILABLE_MIN_BYTES;
@@ -231,6 +242,19 @@ mod tests {
         for bad in ["k", "k=v", ":NoSchedule", "k:Nope"] {
             assert!(parse_taint(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn addresses_replace_what_is_there() {
+        let address = |text: &str| NodeAddress { type_: "InternalIP".into(), address: text.into() };
+        let both = vec![address("10.0.0.1"), address("fd00::1")];
+        let patch = patch("u", &NodeStatus { addresses: Some(both), ..NodeStatus::default() });
+        let expected = json!({"metadata": {"uid": "u"}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "10.0.0.1"},
+            {"type": "InternalIP", "address": "fd00::1"},
+            {"$patch": "replace"},
+        ]}});
+        assert_eq!(patch, expected);
     }
 
     #[test]

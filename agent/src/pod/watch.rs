@@ -33,6 +33,7 @@ impl Worker {
         if fresh {
             begin(observed, container);
         }
+        let Life::Running { started_at, .. } = observed.life else { return };
         let started = observed.started;
         let kinds: &[probe::Kind] = if started {
             &[probe::Kind::Liveness, probe::Kind::Readiness]
@@ -42,7 +43,8 @@ impl Worker {
         let tasks = self.tasks.entry(name.to_owned()).or_default();
         tasks.keep_probes(|_| false);
         for kind in kinds {
-            let task = probe::spawn(*kind, target.clone(), self.tell.clone(), Input::Probe);
+            let task =
+                probe::spawn(*kind, target.clone(), started_at, self.tell.clone(), Input::Probe);
             tasks.probes.extend(task.map(|task| (*kind, task)));
         }
     }

@@ -4,15 +4,16 @@
 pub(crate) mod grpc;
 pub(crate) mod http;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::engine::Engine;
 
@@ -20,6 +21,8 @@ use crate::engine::Engine;
 const PERIOD_DEFAULT_SECONDS: i32 = 10;
 const TIMEOUT_DEFAULT_SECONDS: i32 = 1;
 const FAILURES_DEFAULT: i32 = 3;
+/// Names looked up at once: a dead DNS server must leave blocking threads to others.
+const LOOKUPS_MAX: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -66,6 +69,8 @@ pub(crate) struct Report {
     pub(crate) verdict: Option<bool>,
     /// Why a single try failed.
     pub(crate) failure: Option<String>,
+    /// What is to be said of one that didn't.
+    pub(crate) warning: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +107,19 @@ impl Counter {
     }
 }
 
+/// What is left of the time that a container has before its first probe.
+fn initial_wait(delay: Duration, started_at: Timestamp, now: Timestamp) -> Duration {
+    // A clock set back counts as none of it gone.
+    let passed = Duration::try_from(now.duration_since(started_at)).unwrap_or_default();
+    delay.saturating_sub(passed)
+}
+
 /// Starts one probe of a container, if it has that kind. The task ends when `tell` is closed or with
 /// its handle.
 pub(crate) fn spawn<T: Send + 'static>(
     kind: Kind,
     target: Target,
+    started_at: Timestamp,
     tell: mpsc::Sender<T>,
     wrap: fn(Report) -> T,
 ) -> Option<tokio::task::AbortHandle> {
@@ -123,7 +136,8 @@ pub(crate) fn spawn<T: Send + 'static>(
             last: None,
             run: 0,
         };
-        tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
+        let delay = seconds(probe.initial_delay_seconds, 0);
+        tokio::time::sleep(initial_wait(delay, started_at, Timestamp::now())).await;
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut told = None;
@@ -132,8 +146,11 @@ pub(crate) fn spawn<T: Send + 'static>(
             let result = once(&probe, &target, timeout).await;
             let verdict = counter.add(result.is_ok()).filter(|verdict| told != Some(*verdict));
             told = verdict.or(told);
-            let failure = result.err().map(|error| error.to_string());
-            if verdict.is_none() && failure.is_none() {
+            let (warning, failure) = match result {
+                Ok(warning) => (warning, None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            if verdict.is_none() && failure.is_none() && warning.is_none() {
                 continue;
             }
             let report = Report {
@@ -142,6 +159,7 @@ pub(crate) fn spawn<T: Send + 'static>(
                 kind,
                 verdict,
                 failure,
+                warning,
             };
             if tell.send(wrap(report)).await.is_err() {
                 return;
@@ -151,18 +169,26 @@ pub(crate) fn spawn<T: Send + 'static>(
     Some(task.abort_handle())
 }
 
-async fn once(probe: &Probe, target: &Target, timeout: Duration) -> Result<(), ProbeError> {
+/// A success may come with a warning.
+async fn once(
+    probe: &Probe,
+    target: &Target,
+    timeout: Duration,
+) -> Result<Option<String>, ProbeError> {
     if let Some(action) = &probe.exec {
-        return exec(action, target, timeout).await;
+        return exec(action, target, timeout).await.map(|()| None);
     }
     if let Some(action) = &probe.http_get {
-        return http_get(action, target, timeout).await;
+        return http_get(action, target, timeout).await.map(|answer| match answer {
+            http::Answer::Success => None,
+            http::Answer::Redirect => Some("Probe terminated redirects".to_owned()),
+        });
     }
     if let Some(action) = &probe.tcp_socket {
-        return tcp(action, target, timeout).await;
+        return tcp(action, target, timeout).await.map(|()| None);
     }
     if let Some(action) = &probe.grpc {
-        return check_grpc(action, target, timeout).await;
+        return check_grpc(action, target, timeout).await.map(|()| None);
     }
     Err(ProbeError::Failed("missing probe handler".into()))
 }
@@ -177,7 +203,7 @@ pub(crate) async fn run_hook(
         return exec(action, target, timeout).await;
     }
     if let Some(action) = &hook.http_get {
-        return http_get(action, target, timeout).await;
+        return http_get(action, target, timeout).await.map(|_| ());
     }
     if let Some(action) = &hook.sleep {
         let wanted = Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0));
@@ -202,27 +228,38 @@ async fn exec(action: &ExecAction, target: &Target, timeout: Duration) -> Result
     }
 }
 
-fn address(
+/// Where a handler goes: the pod, or the host it names.
+async fn address(
     host: Option<&str>,
     port: u16,
-    target: &Target,
+    pod: Option<IpAddr>,
+    timeout: Duration,
 ) -> Result<(String, SocketAddr), ProbeError> {
     let failed = |why: String| ProbeError::Failed(why);
-    match host.filter(|host| !host.is_empty()) {
-        Some(host) => {
-            let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-            let resolved = ip.or_else(|| {
-                use std::net::ToSocketAddrs;
-                (host, port).to_socket_addrs().ok()?.next().map(|address| address.ip())
-            });
-            let ip = resolved.ok_or_else(|| failed(format!("lookup {host}: no such host")))?;
-            Ok((host.to_owned(), SocketAddr::new(ip, port)))
-        }
-        None => {
-            let ip = target.ip.ok_or_else(|| failed("the pod has no address".into()))?;
-            Ok((ip.to_string(), SocketAddr::new(ip, port)))
-        }
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        let ip = pod.ok_or_else(|| failed("the pod has no address".into()))?;
+        return Ok((ip.to_string(), SocketAddr::new(ip, port)));
+    };
+    if let Ok(ip) = host.trim_matches(['[', ']']).parse() {
+        return Ok((host.to_owned(), SocketAddr::new(ip, port)));
     }
+    match tokio::time::timeout(timeout, lookup(host.to_owned(), port)).await {
+        Ok(Some(address)) => Ok((host.to_owned(), address)),
+        Ok(None) => Err(failed(format!("lookup {host}: no such host"))),
+        Err(_) => Err(failed(format!("lookup {host}: i/o timeout"))),
+    }
+}
+
+/// Takes a thread for as long as the resolver does, whoever still waits.
+async fn lookup(host: String, port: u16) -> Option<SocketAddr> {
+    static PLACES: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
+    let place = PLACES.acquire().await.ok()?;
+    let found = tokio::task::spawn_blocking(move || {
+        let found = (host, port).to_socket_addrs().ok().and_then(|mut found| found.next());
+        drop(place);
+        found
+    });
+    found.await.ok().flatten()
 }
 
 /// A number, or the name of one of the container's ports.
@@ -245,9 +282,10 @@ async fn http_get(
     action: &HTTPGetAction,
     target: &Target,
     timeout: Duration,
-) -> Result<(), ProbeError> {
+) -> Result<http::Answer, ProbeError> {
     let port = port(&action.port, &target.container)?;
-    let (host, address) = address(action.host.as_deref(), port, target)?;
+    let begun = Instant::now();
+    let (host, address) = address(action.host.as_deref(), port, target.ip, timeout).await?;
     let request = http::Get {
         secure: action.scheme.as_deref() == Some("HTTPS"),
         host,
@@ -260,7 +298,8 @@ async fn http_get(
             .map(|header| (header.name.clone(), header.value.clone()))
             .collect(),
     };
-    http::get(&request, timeout).await.map_err(ProbeError::Failed)
+    let left = timeout.saturating_sub(begun.elapsed());
+    http::get(request, left).await.map_err(ProbeError::Failed)
 }
 
 async fn tcp(
@@ -269,9 +308,11 @@ async fn tcp(
     timeout: Duration,
 ) -> Result<(), ProbeError> {
     let port = port(&action.port, &target.container)?;
-    let (_, address) = address(action.host.as_deref(), port, target)?;
+    let begun = Instant::now();
+    let (_, address) = address(action.host.as_deref(), port, target.ip, timeout).await?;
+    let left = timeout.saturating_sub(begun.elapsed());
     let failed = |why: String| Err(ProbeError::Failed(why));
-    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(address)).await {
+    match tokio::time::timeout(left, tokio::net::TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => failed(format!("dial tcp {address}: connect: {}", go_error(&error))),
         Err(_) => failed(format!("dial tcp {address}: i/o timeout")),
@@ -293,7 +334,7 @@ async fn check_grpc(
 ) -> Result<(), ProbeError> {
     let port = u16::try_from(action.port)
         .map_err(|_| ProbeError::Failed(format!("invalid port number: {}", action.port)))?;
-    let (_, address) = address(None, port, target)?;
+    let (_, address) = address(None, port, target.ip, timeout).await?;
     let service = action.service.as_deref().unwrap_or_default();
     match tokio::time::timeout(timeout, grpc::check(address, service)).await {
         Ok(result) => result.map_err(ProbeError::Failed),
@@ -317,6 +358,32 @@ mod tests {
             verdicts,
             [None, None, None, None, None, Some(false), None, Some(true), Some(true)]
         );
+    }
+
+    #[test]
+    fn the_initial_delay_counts_from_the_start_of_the_container() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let wait = |now| initial_wait(Duration::from_secs(30), at(100), at(now)).as_secs();
+        assert_eq!([wait(100), wait(110), wait(130), wait(500), wait(90)], [30, 20, 0, 0, 30]);
+    }
+
+    #[tokio::test]
+    async fn addresses_of_handlers() {
+        let pod: Option<IpAddr> = Some("10.1.0.2".parse().unwrap());
+        let long = Duration::from_secs(5);
+        let find = |host, pod| address(host, 80, pod, long);
+        for (host, expected) in [
+            (None, ("10.1.0.2", "10.1.0.2:80")),
+            (Some(""), ("10.1.0.2", "10.1.0.2:80")),
+            (Some("[::1]"), ("[::1]", "[::1]:80")),
+        ] {
+            let (name, address) = find(host, pod).await.unwrap();
+            assert_eq!((name.as_str(), address.to_string().as_str()), expected);
+        }
+        assert!(find(Some("localhost"), pod).await.unwrap().1.ip().is_loopback());
+        assert!(find(None, None).await.is_err());
+        let late = address(Some("name.invalid"), 80, pod, Duration::ZERO).await;
+        assert_eq!(late.unwrap_err().to_string(), "lookup name.invalid: i/o timeout");
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(super) struct Link {
     waiting: HashMap<u64, Waiting>,
     execs: HashMap<u64, oneshot::Sender<Exit>>,
     held: HashMap<String, OwnedFd>,
+    /// Execs whose callers went before the answer came: nobody else would end them.
+    abandoned: Vec<u64>,
 }
 
 impl Link {
@@ -82,6 +84,7 @@ impl Link {
             waiting: HashMap::new(),
             execs: HashMap::new(),
             held: HashMap::new(),
+            abandoned: Vec::new(),
         };
         link.greet().await?;
         if let Err(error) = link.upgrade_outdated().await {
@@ -117,7 +120,7 @@ impl Link {
                     None => return,
                 },
                 message = self.receive() => match message {
-                    Ok((message, fds)) => { self.take(message, fds); Ok(()) }
+                    Ok((message, fds)) => { self.take(message, fds); self.kill_abandoned().await }
                     Err(error) => Err(error),
                 },
             };
@@ -142,6 +145,7 @@ impl Link {
         if theirs.pid != self.monitor_pid {
             // Ends of execs are known to the monitor that ran them alone.
             self.execs.clear();
+            self.abandoned.clear();
         }
         self.monitor_pid = theirs.pid;
         self.ask(Request::Subscribe, Vec::new()).await.map(|_| ())
@@ -246,6 +250,15 @@ impl Link {
         self.write(&frame, &fds).await
     }
 
+    async fn kill_abandoned(&mut self) -> Result<(), RuntimeError> {
+        while let Some(exec) = self.abandoned.pop() {
+            let request = Request::SignalExec { exec, signal: libc::SIGKILL };
+            let (call, _unheard) = Outgoing::new(request);
+            self.send(call).await?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, message: Message, fds: Vec<OwnedFd>) {
         match message {
             Message::Answer { id, result, .. } => self.take_answer(id, result, fds),
@@ -272,6 +285,10 @@ impl Link {
     ) {
         let Some(waiting) = self.waiting.remove(&id) else { return };
         if let (Ok(Answer::Exec { exec, .. }), Some(exited)) = (&result, waiting.exited) {
+            if waiting.answer.is_closed() {
+                self.abandoned.push(*exec);
+                return;
+            }
             self.execs.insert(*exec, exited);
         }
         if let (Ok(Answer::State(state)), true) = (&result, waiting.holds)

@@ -7,7 +7,10 @@ use monitor::MonitorConfig;
 use monitor::protocol::{ContainerSpec, ExecSpec, FailureKind, TerminalSize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use tokio::sync::mpsc;
+
 use super::{AttachRequest, Runtime, RuntimeConfig, RuntimeEvent};
+use crate::stream::{Client, Wanted, exec};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -214,5 +217,62 @@ async fn an_agent_of_another_build_upgrades_the_monitor() {
     })
     .await;
     assert_eq!((exit.code, exit.lost), (9, false));
+    lab.finish(&["a"]).await;
+}
+
+#[tokio::test]
+async fn who_attaches_without_stdin_leaves_it_open() {
+    let Some(lab) = lab().await else { return };
+    let mut spec = lab.spec("a", "while sleep 0.1; do echo tick; done & cat");
+    (spec.stdin, spec.stdin_once) = (true, true);
+    lab.runtime.create(spec).await.unwrap();
+    lab.runtime.start("a").await.unwrap();
+    let ((_stdin, stdin), (_resize, resize)) = (mpsc::channel(1), mpsc::channel(1));
+    let (out, mut got) = mpsc::channel(1);
+    let runtime = lab.runtime.clone();
+    let watcher = tokio::spawn(async move {
+        let wanted = Wanted { stdout: true, ..Wanted::default() };
+        exec::attach(&runtime, "a".into(), wanted, Client { stdin, resize, out }).await;
+    });
+    within(got.recv()).await.unwrap();
+    within(got.recv()).await.unwrap();
+    let mut attached = lab.runtime.attach("a", AttachRequest { stdin: true }).await.unwrap();
+    attached.stdin.as_mut().unwrap().write_all(b"word\n").await.unwrap();
+    let mut text = String::new();
+    while !text.contains("word") {
+        let (_, bytes) = within(got.recv()).await.unwrap();
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    drop((attached, got));
+    within(watcher).await.unwrap();
+    lab.finish(&["a"]).await;
+}
+
+#[tokio::test]
+async fn an_exec_that_nobody_waits_for_is_killed() {
+    let Some(lab) = lab().await else { return };
+    lab.runtime.create(lab.spec("a", "sleep 1000")).await.unwrap();
+    lab.runtime.start("a").await.unwrap();
+    let exec = |script: &str| ExecSpec {
+        id: "a".into(),
+        args: vec!["sh".into(), "-c".into(), script.into()],
+        ..ExecSpec::default()
+    };
+    let mark = format!("exec sleep 98765; {}", lab.cgroup());
+    let abandoned = lab.runtime.exec(exec(&mark));
+    assert!(tokio::time::timeout(Duration::from_micros(100), abandoned).await.is_err());
+    let mut next = lab.runtime.exec(exec("true")).await.unwrap();
+    within(next.wait()).await.unwrap();
+    let runs = || {
+        let lines = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut lines = lines.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.any(|line| String::from_utf8_lossy(&line).contains("98765"))
+    };
+    within(async {
+        while runs() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     lab.finish(&["a"]).await;
 }

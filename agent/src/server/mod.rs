@@ -25,6 +25,8 @@ use crate::server::answer::{Body, Refusal, json, text};
 use crate::tunnel::ServeHttp;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// After an accept that failed, as without descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Commands on the device at once.
 const LOCAL_CONNECTIONS_MAX: usize = 32;
 
@@ -55,7 +57,14 @@ impl Server {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let places = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
         loop {
-            let (stream, _) = listener.accept().await?;
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection on the device was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
             let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
             let server = self.clone();
             tokio::spawn(async move {

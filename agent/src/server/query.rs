@@ -65,15 +65,20 @@ impl Query {
 
     /// What kind of log is asked for, and whether it is the previous container's.
     pub(crate) fn logs(&self, now: Timestamp) -> Result<(Options, bool), String> {
-        let number = |name: &str| -> Result<Option<i64>, String> {
-            self.one(name)
-                .filter(|value| !value.is_empty())
-                .map(|value| value.parse().map_err(|_| format!("invalid {name}: {value:?}")))
-                .transpose()
+        let number = |name: &str, least: i64| -> Result<Option<i64>, String> {
+            let Some(text) = self.one(name).filter(|text| !text.is_empty()) else {
+                return Ok(None);
+            };
+            match text.parse() {
+                Ok(number) if number >= least => Ok(Some(number)),
+                _ => Err(format!("invalid {name}: {text:?}")),
+            }
         };
         let size = |value: Option<i64>| value.and_then(|value| usize::try_from(value).ok());
-        let since_seconds =
-            number("sinceSeconds")?.map(|seconds| now - SignedDuration::from_secs(seconds));
+        // Before the first instant there is comes everything.
+        let since_seconds = number("sinceSeconds", 1)?.map(|seconds| {
+            now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MIN)
+        });
         let since_time = self
             .one("sinceTime")
             .filter(|value| !value.is_empty())
@@ -81,10 +86,10 @@ impl Query {
             .transpose()?;
         let options = Options {
             follow: self.flag(&["follow"]),
-            tail_lines: size(number("tailLines")?),
+            tail_lines: size(number("tailLines", 0)?),
             since: since_seconds.or(since_time),
             timestamps: self.flag(&["timestamps"]),
-            limit_bytes: size(number("limitBytes")?),
+            limit_bytes: size(number("limitBytes", 1)?),
             source: match self.one("stream") {
                 Some("Stdout") => Source::Stdout,
                 Some("Stderr") => Source::Stderr,
@@ -118,8 +123,21 @@ mod tests {
         assert!(options.follow && previous);
         assert_eq!((options.tail_lines, options.limit_bytes), (Some(5), Some(9)));
         assert_eq!(options.since, Some("2026-01-01T00:00:30Z".parse().unwrap()));
-        assert!(run("tailLines=x").is_err());
-        assert!(run("sinceTime=nope").is_err());
+        for seconds in ["400000000000", "9223372036854775807"] {
+            let (options, _) = run(&format!("sinceSeconds={seconds}")).unwrap();
+            assert_eq!(options.since, Some(Timestamp::MIN));
+        }
+        assert_eq!(run("tailLines=0").unwrap().0.tail_lines, Some(0));
+        for bad in [
+            "tailLines=x",
+            "tailLines=-1",
+            "limitBytes=0",
+            "sinceSeconds=0",
+            "sinceSeconds=-9223372036854775808",
+            "sinceTime=nope",
+        ] {
+            assert!(run(bad).is_err(), "{bad}");
+        }
         assert_eq!(run("").unwrap(), (Options::default(), false));
     }
 }

@@ -35,15 +35,20 @@ pub(crate) enum ManifestError {
 pub(crate) async fn run(dir: PathBuf, node_name: String, updates: mpsc::Sender<Update>) {
     let mut last: Option<Vec<Arc<Pod>>> = None;
     loop {
-        let pods = read_folder(&dir, &node_name);
         let uids = |pods: &[Arc<Pod>]| -> Vec<Option<String>> {
             pods.iter().map(|pod| pod.metadata.uid.clone()).collect()
         };
-        if last.as_deref().map(uids) != Some(uids(&pods)) {
-            info!(dir = %dir.display(), pods = pods.len(), "static pods");
-            last = Some(pods.clone());
-            if updates.send(Update::Manifests(pods)).await.is_err() {
-                return;
+        match read_folder(&dir, &node_name) {
+            Ok(pods) if last.as_deref().map(uids) != Some(uids(&pods)) => {
+                info!(dir = %dir.display(), pods = pods.len(), "static pods");
+                last = Some(pods.clone());
+                if updates.send(Update::Manifests(pods)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!(dir = %dir.display(), %error, "static pods stay as they are: the folder can't be read");
             }
         }
         if let Err(error) = wait_for_change(&dir).await {
@@ -72,9 +77,14 @@ async fn wait_for_change(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn read_folder(dir: &Path, node_name: &str) -> Vec<Arc<Pod>> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+/// What the folder holds; nothing where there is none. An error says nothing of what it holds.
+fn read_folder(dir: &Path, node_name: &str) -> std::io::Result<Vec<Arc<Pod>>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut paths =
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
     paths.retain(|path| {
         let hidden = path.file_name().and_then(|n| n.to_str()).is_none_or(|n| n.starts_with('.'));
         !hidden && path.is_file()
@@ -84,12 +94,21 @@ fn read_folder(dir: &Path, node_name: &str) -> Vec<Arc<Pod>> {
     for path in paths {
         match read_manifest(&path, node_name) {
             Ok(pod) => pods.push(Arc::new(pod)),
+            Err(ManifestError::Read { source, .. }) if is_of_the_host(&source) => {
+                return Err(source);
+            }
             Err(error) => {
                 warn!(error = %crate::connection::chain(&error), "a manifest is left out")
             }
         }
     }
-    pods
+    Ok(pods)
+}
+
+/// Whether reading failed for a reason that has nothing to do with the file.
+fn is_of_the_host(error: &std::io::Error) -> bool {
+    let reasons = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO];
+    error.raw_os_error().is_some_and(|code| reasons.contains(&code))
 }
 
 fn read_manifest(path: &Path, node_name: &str) -> Result<Pod, ManifestError> {
@@ -147,6 +166,18 @@ pub(crate) fn parse(text: &str, node_name: &str) -> Result<Pod, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.yaml");
+        std::fs::write(&file, "kind: Service").unwrap();
+        assert_eq!(read_folder(dir.path(), "n1").unwrap().len(), 0);
+        assert_eq!(read_folder(&dir.path().join("none"), "n1").unwrap().len(), 0);
+        assert!(read_folder(&file, "n1").is_err());
+        assert!(is_of_the_host(&std::io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!is_of_the_host(&std::io::Error::from_raw_os_error(libc::EACCES)));
+    }
 
     #[test]
     fn a_manifest_becomes_this_nodes_pod() {

@@ -9,10 +9,11 @@ use futures::{SinkExt, StreamExt};
 use monitor::protocol::TerminalSize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, frame::coding::CloseCode};
 
-use crate::stream::spdy::{self, DATA_BYTES_MAX, Frame};
+use crate::stream::spdy::{self, DATA_BYTES_MAX, Frame, Piece};
 use crate::stream::{
     Channel, Client, IN_PIECES_MAX, OUT_PIECES_MAX, Wanted, parse_size, websocket,
 };
@@ -23,6 +24,9 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 /// Kubernetes 1.36, `DefaultStreamCreationTimeout`.
 const STREAMS_DEADLINE: Duration = Duration::from_secs(30);
+/// A client that has gone while its stdin is held back is noticed by writing to it.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_ID: u32 = 2;
 /// A client that doesn't take the last words gets no more time.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -39,8 +43,21 @@ fn pair() -> (Client, Ends) {
     (Client { stdin, resize, out }, Ends { stdin: stdin_in, resize: resize_in, out: out_from })
 }
 
+fn pings(interval: Duration) -> Interval {
+    let mut pings = tokio::time::interval_at(Instant::now() + interval, interval);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings
+}
+
 /// Serves a WebSocket whose protocol has been agreed on.
 pub(crate) async fn from_websocket<S>(io: S) -> Client
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    join_websocket(io, pings(PING_INTERVAL)).await
+}
+
+async fn join_websocket<S>(io: S, mut pings: Interval) -> Client
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -60,7 +77,15 @@ where
             }
         };
         let outgoing = async {
-            while let Some((channel, bytes)) = out.recv().await {
+            loop {
+                let piece = tokio::select! {
+                    piece = out.recv() => piece,
+                    _ = pings.tick() => {
+                        sink.send(Message::Ping(Bytes::new())).await?;
+                        continue;
+                    }
+                };
+                let Some((channel, bytes)) = piece else { break };
                 let mut message = BytesMut::with_capacity(bytes.len() + 1);
                 message.put_u8(channel as u8);
                 message.put(bytes);
@@ -72,9 +97,11 @@ where
         tokio::pin!(incoming, outgoing);
         tokio::select! {
             () = &mut incoming => {}
-            _ = &mut outgoing => {
+            ended = &mut outgoing => {
                 // The client answers the close; without that the socket is just dropped.
-                tokio::time::timeout(CLOSE_DEADLINE, incoming).await.ok();
+                if ended.is_ok() {
+                    tokio::time::timeout(CLOSE_DEADLINE, incoming).await.ok();
+                }
             }
         }
     });
@@ -134,8 +161,8 @@ where
     }
     if let Some(mut stream) = found.remove("resize") {
         tokio::spawn(async move {
-            while let Some(bytes) = stream.data.recv().await {
-                if let Some(size) = parse_size(&bytes)
+            while let Some(piece) = stream.data.recv().await {
+                if let Some(size) = parse_size(&piece.bytes)
                     && resize.send(size).await.is_err()
                 {
                     return;
@@ -147,10 +174,15 @@ where
         .into_iter()
         .filter_map(|(name, channel)| Some((channel, found.get(name)?.id)))
         .collect();
+    let mut pings = pings(PING_INTERVAL);
     tokio::spawn(async move {
         loop {
             let piece = tokio::select! {
                 piece = out.recv() => piece,
+                _ = pings.tick() => match sender.send(Frame::Ping { id: PING_ID }).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
                 // The connection has gone, and `out` with it.
                 None = streams.recv() => return,
             };
@@ -176,9 +208,9 @@ where
     Some(client)
 }
 
-async fn copy_in(mut from: mpsc::Receiver<Bytes>, to: mpsc::Sender<Bytes>) {
-    while let Some(bytes) = from.recv().await {
-        if to.send(bytes).await.is_err() {
+async fn copy_in(mut from: mpsc::Receiver<Piece>, to: mpsc::Sender<Bytes>) {
+    while let Some(piece) = from.recv().await {
+        if to.send(piece.bytes).await.is_err() {
             return;
         }
     }
@@ -210,5 +242,17 @@ mod tests {
         drop(client);
         assert_eq!(browser.next().await.unwrap().unwrap(), send(b"\x01out"));
         assert!(matches!(browser.next().await, Some(Ok(Message::Close(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_while_its_stdin_waits_is_noticed() {
+        let (a, b) = tokio::io::duplex(1 << 16);
+        let mut browser = websocket::open(a, Role::Client).await;
+        let client = join_websocket(b, pings(Duration::from_millis(5))).await;
+        for _ in 0..2 * IN_PIECES_MAX {
+            browser.send(Message::Binary(Bytes::from_static(b"\0x"))).await.unwrap();
+        }
+        drop(browser);
+        client.out.closed().await;
     }
 }

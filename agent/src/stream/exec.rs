@@ -83,7 +83,10 @@ pub(crate) async fn attach(runtime: &Runtime, id: String, wanted: Wanted, client
             return;
         }
     };
-    let mut input = tokio::spawn(feed(stdin, session.stdin.take()));
+    let source = session.stdin.take();
+    // Who brings no stdin has none to close.
+    let mut finished = source.is_none();
+    let mut input = tokio::spawn(feed(stdin, source));
     let stdout = session.stdout.take().filter(|_| wanted.stdout);
     let stderr = session.stderr.take().filter(|_| wanted.stderr);
     let outputs = async {
@@ -93,7 +96,6 @@ pub(crate) async fn attach(runtime: &Runtime, id: String, wanted: Wanted, client
         );
     };
     tokio::pin!(outputs);
-    let mut finished = false;
     loop {
         tokio::select! {
             () = &mut outputs => break,

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::probe::go_error;
-use crate::stream::spdy::{self, DATA_BYTES_MAX, Frame};
+use crate::stream::spdy::{self, DATA_BYTES_MAX, Frame, Piece};
 
 /// Kubernetes 1.36: name of the protocol on `X-Stream-Protocol-Version`.
 pub(crate) const PROTOCOL: &str = "portforward.k8s.io";
@@ -27,6 +27,7 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut streams, sender) = spdy::serve(io);
+    // As many as a connection may have streams.
     let mut waiting: HashMap<String, spdy::Stream> = HashMap::new();
     while let Some(stream) = streams.recv().await {
         let request = stream.header("requestid").to_owned();
@@ -77,11 +78,11 @@ async fn forward(
     }
 }
 
-async fn copy(target: TcpStream, mut from: mpsc::Receiver<Bytes>, id: u32, sender: &spdy::Sender) {
+async fn copy(target: TcpStream, mut from: mpsc::Receiver<Piece>, id: u32, sender: &spdy::Sender) {
     let (mut read, mut write) = target.into_split();
     let inwards = async {
-        while let Some(bytes) = from.recv().await {
-            if write.write_all(&bytes).await.is_err() {
+        while let Some(piece) = from.recv().await {
+            if write.write_all(&piece.bytes).await.is_err() {
                 return;
             }
         }

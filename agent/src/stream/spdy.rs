@@ -1,6 +1,7 @@
 //! SPDY/3.1 framing, the server's side, as far as Kubernetes' clients use it: streams with headers,
 //! data, half-close, reset, ping, goaway. No flow control, as in spdystream on the other side: a
-//! slow reader holds the whole connection back, and every queue here is bounded.
+//! slow reader holds the whole connection back, and every queue here is bounded. What a connection may
+//! hold in memory does not grow with its streams.
 //!
 //! ```text
 //! control  1 | version 3 (15) | type (16) | flags (8) | length (24) | data
@@ -10,11 +11,12 @@
 //! ```
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 const VERSION: u16 = 3;
 const SYN_STREAM: u16 = 1;
@@ -25,15 +27,19 @@ const GOAWAY: u16 = 7;
 const FLAG_FIN: u8 = 1;
 /// Bits of a stream id.
 const ID_MASK: u32 = 0x7fff_ffff;
-/// Clients send at most 32 KiB at once.
-const FRAME_BYTES_MAX: usize = 1 << 20;
-const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// Kubernetes' clients open streams with three short headers.
+const CONTROL_BYTES_MAX: usize = 16 * 1024;
+const HEADERS_BYTES_MAX: usize = 8 * 1024;
+const HEADERS_MAX: u32 = 32;
+/// Streams whose readers live.
 const STREAMS_MAX: usize = 256;
-/// Data frames waiting for the reader of one stream.
-const STREAM_FRAMES_MAX: usize = 16;
+/// Pieces of data waiting for the reader of one stream.
+const STREAM_PIECES_MAX: usize = 16;
+/// Bytes waiting for the readers of a connection's streams, all together.
+const WAITING_BYTES_MAX: usize = STREAM_PIECES_MAX * DATA_BYTES_MAX;
 /// Frames waiting to be written.
 const WRITE_FRAMES_MAX: usize = 32;
-/// Largest data frame sent.
+/// Largest data frame sent, and largest piece of a received one.
 pub(crate) const DATA_BYTES_MAX: usize = 32 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,8 @@ pub(crate) enum SpdyError {
     Io(#[from] std::io::Error),
     #[error("a frame of {0} bytes is longer than allowed")]
     TooLong(usize),
+    #[error("{0} headers are more than allowed")]
+    TooManyHeaders(u32),
     #[error("SPDY version {0} instead of 3")]
     Version(u16),
     #[error("a malformed frame")]
@@ -56,7 +64,15 @@ pub(crate) struct Stream {
     pub(crate) id: u32,
     pub(crate) headers: HashMap<String, String>,
     /// What the client sends; ends with its half-close.
-    pub(crate) data: mpsc::Receiver<Bytes>,
+    pub(crate) data: mpsc::Receiver<Piece>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// A part of what a stream carries; its room is free again once it is dropped.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) bytes: Bytes,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Stream {
@@ -65,12 +81,12 @@ impl Stream {
     }
 }
 
-/// What is written to the client.
+/// What is written to the client. A ping with an even id is ours; the answer to one has its odd id.
 #[derive(Debug)]
 pub(crate) enum Frame {
     Reply { id: u32 },
     Data { id: u32, bytes: Bytes, fin: bool },
-    Pong { id: u32 },
+    Ping { id: u32 },
 }
 
 /// The sending half, shared by all streams.
@@ -83,7 +99,7 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(io);
-    let (opened, streams) = mpsc::channel(STREAM_FRAMES_MAX);
+    let (opened, streams) = mpsc::channel(STREAM_PIECES_MAX);
     let (sender, frames) = mpsc::channel(WRITE_FRAMES_MAX);
     let replies = sender.downgrade();
     tokio::spawn(async move {
@@ -99,13 +115,24 @@ where
     (streams, sender)
 }
 
+/// The client's streams as far as it has not closed them, and the bounds of all of them.
+struct Streams {
+    open: HashMap<u32, mpsc::Sender<Piece>>,
+    places: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+}
+
 async fn read(
     mut io: impl AsyncRead + Unpin,
     opened: mpsc::Sender<Stream>,
     replies: mpsc::WeakSender<Frame>,
 ) -> Result<(), SpdyError> {
     let mut headers = Inflater::new();
-    let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut streams = Streams {
+        open: HashMap::new(),
+        places: Arc::new(Semaphore::new(STREAMS_MAX)),
+        room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+    };
     loop {
         let mut head = [0u8; 8];
         match io.read_exact(&mut head).await {
@@ -116,40 +143,38 @@ async fn read(
         let flags = head[4];
         let length = usize::try_from(u32::from_be_bytes([0, head[5], head[6], head[7]]))
             .map_err(|_| SpdyError::Malformed)?;
-        if length > FRAME_BYTES_MAX {
+        if word & !ID_MASK == 0 {
+            streams.take_data(&mut io, (word, flags, length)).await?;
+            continue;
+        }
+        if length > CONTROL_BYTES_MAX {
             return Err(SpdyError::TooLong(length));
         }
         let mut body = vec![0u8; length];
         io.read_exact(&mut body).await?;
-        if word & !ID_MASK == 0 {
-            take_data(&mut streams, word, (flags, body)).await;
-            continue;
-        }
         let version = u16::try_from((word >> 16) & 0x7fff).map_err(|_| SpdyError::Malformed)?;
         if version != VERSION {
             return Err(SpdyError::Version(version));
         }
         match u16::try_from(word & 0xffff).map_err(|_| SpdyError::Malformed)? {
             SYN_STREAM => {
-                streams.retain(|_, stream| !stream.is_closed());
-                if streams.len() >= STREAMS_MAX {
-                    return Err(SpdyError::TooManyStreams);
-                }
                 let id = be32(&body, 0)? & ID_MASK;
                 let fields = headers.read(body.get(10..).ok_or(SpdyError::Malformed)?)?;
-                let (sender, data) = mpsc::channel(STREAM_FRAMES_MAX);
-                if flags & FLAG_FIN == 0 {
-                    streams.insert(id, sender);
-                }
+                let stream = streams.begin(id, flags, fields)?;
                 reply(&replies, Frame::Reply { id }).await;
-                if opened.send(Stream { id, headers: fields, data }).await.is_err() {
+                if opened.send(stream).await.is_err() {
                     return Ok(());
                 }
             }
             RST_STREAM => {
-                streams.remove(&(be32(&body, 0)? & ID_MASK));
+                streams.open.remove(&(be32(&body, 0)? & ID_MASK));
             }
-            PING => reply(&replies, Frame::Pong { id: be32(&body, 0)? }).await,
+            PING => {
+                let id = be32(&body, 0)?;
+                if id % 2 == 1 {
+                    reply(&replies, Frame::Ping { id }).await;
+                }
+            }
             GOAWAY => return Ok(()),
             // SETTINGS, HEADERS, WINDOW_UPDATE and later ones change nothing here.
             _ => {}
@@ -157,20 +182,46 @@ async fn read(
     }
 }
 
-async fn take_data(
-    streams: &mut HashMap<u32, mpsc::Sender<Bytes>>,
-    id: u32,
-    (flags, body): (u8, Vec<u8>),
-) {
-    if let Some(stream) = streams.get(&id)
-        && !body.is_empty()
-        && stream.send(body.into()).await.is_err()
-    {
-        // Nobody reads this stream any more.
-        streams.remove(&id);
+impl Streams {
+    fn begin(
+        &mut self,
+        id: u32,
+        flags: u8,
+        headers: HashMap<String, String>,
+    ) -> Result<Stream, SpdyError> {
+        self.open.retain(|_, stream| !stream.is_closed());
+        let place =
+            self.places.clone().try_acquire_owned().map_err(|_| SpdyError::TooManyStreams)?;
+        let (sender, data) = mpsc::channel(STREAM_PIECES_MAX);
+        if flags & FLAG_FIN == 0 {
+            self.open.insert(id, sender);
+        }
+        Ok(Stream { id, headers, data, _place: place })
     }
-    if flags & FLAG_FIN != 0 {
-        streams.remove(&id);
+
+    /// Passes a data frame on, piece by piece as there is room.
+    async fn take_data(
+        &mut self,
+        io: &mut (impl AsyncRead + Unpin),
+        (id, flags, mut left): (u32, u8, usize),
+    ) -> Result<(), SpdyError> {
+        while left > 0 {
+            let mut bytes = vec![0u8; left.min(DATA_BYTES_MAX)];
+            io.read_exact(&mut bytes).await?;
+            left -= bytes.len();
+            let Some(stream) = self.open.get(&id) else { continue };
+            let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            // The semaphore is never closed.
+            let Ok(room) = self.room.clone().acquire_many_owned(count).await else { continue };
+            if stream.send(Piece { bytes: bytes.into(), _room: room }).await.is_err() {
+                // Nobody reads this stream any more.
+                self.open.remove(&id);
+            }
+        }
+        if flags & FLAG_FIN != 0 {
+            self.open.remove(&id);
+        }
+        Ok(())
     }
 }
 
@@ -204,7 +255,7 @@ fn render(frame: &Frame, headers: &mut Deflater) -> Result<Vec<u8>, SpdyError> {
             body.extend(headers.write(&[])?);
             control(SYN_REPLY, &body)
         }
-        Frame::Pong { id } => control(PING, &id.to_be_bytes()),
+        Frame::Ping { id } => control(PING, &id.to_be_bytes()),
         Frame::Data { id, bytes, fin } => {
             let mut out = id.to_be_bytes().to_vec();
             out.extend(flagged_length(if *fin { FLAG_FIN } else { 0 }, bytes.len()));
@@ -323,6 +374,9 @@ fn parse_headers(plain: &[u8]) -> Result<HashMap<String, String>, SpdyError> {
         Ok(String::from_utf8_lossy(text).into_owned())
     };
     let count = be32(plain, 0)?;
+    if count > HEADERS_MAX {
+        return Err(SpdyError::TooManyHeaders(count));
+    }
     let mut headers = HashMap::new();
     for _ in 0..count {
         let name = next()?.to_ascii_lowercase();

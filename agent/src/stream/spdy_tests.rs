@@ -45,8 +45,8 @@ async fn streams_open_carry_data_both_ways_and_close() {
     let mut stdin = streams.recv().await.unwrap();
     assert_eq!((stdin.id, stdin.header("streamtype")), (3, "stdin"));
     let mut got = Vec::new();
-    while let Some(bytes) = stdin.data.recv().await {
-        got.extend_from_slice(&bytes);
+    while let Some(piece) = stdin.data.recv().await {
+        got.extend_from_slice(&piece.bytes);
     }
     assert_eq!(got, b"hello world");
     let bytes = Bytes::from_static(b"out");
@@ -58,6 +58,75 @@ async fn streams_open_carry_data_both_ways_and_close() {
     let text = answer.windows(3).any(|w| w == b"out");
     let replies = answer.windows(4).filter(|w| *w == [0x80, 3, 0, 2]).count();
     assert!(text && replies == 2 && answer.windows(4).any(|w| *w == [0x80, 3, 0, 6]), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_by_the_connection_not_by_its_streams() {
+    let (mut client, server) = tokio::io::duplex(1024);
+    let (mut streams, _sender) = serve(server);
+    let mut headers = Deflater::new();
+    let mut readers = Vec::new();
+    for id in [1, 3, 5] {
+        client.write_all(&syn(id, &mut headers, &[], false)).await.unwrap();
+        readers.push(streams.recv().await.unwrap());
+    }
+    let text = "x".repeat(WAITING_BYTES_MAX);
+    client.write_all(&data(1, &text, false)).await.unwrap();
+    let third = data(3, &text, true);
+    let mut sending = Box::pin(client.write_all(&third));
+    let blocked = tokio::time::timeout(std::time::Duration::from_millis(50), &mut sending);
+    assert!(blocked.await.is_err());
+    drop(readers.remove(0));
+    let read = async {
+        let mut count = 0;
+        while let Some(piece) = readers[0].data.recv().await {
+            assert!(piece.bytes.len() <= DATA_BYTES_MAX);
+            count += piece.bytes.len();
+        }
+        count
+    };
+    let (sent, count) = tokio::join!(sending, read);
+    sent.unwrap();
+    assert_eq!(count, WAITING_BYTES_MAX);
+}
+
+#[tokio::test]
+async fn streams_closed_by_the_client_count_while_they_are_held() {
+    let (opened, mut streams) = mpsc::channel(2 * STREAMS_MAX);
+    let (sender, _frames) = mpsc::channel(2 * STREAMS_MAX);
+    let mut headers = Deflater::new();
+    let mut frames = |fin: bool| -> Vec<u8> {
+        let ids = (1..).step_by(2).take(STREAMS_MAX);
+        let mut all: Vec<u8> = ids.flat_map(|id| syn(id, &mut headers, &[], fin)).collect();
+        all.extend((1..).step_by(2).take(STREAMS_MAX).flat_map(|id| data(id, "", true)));
+        all
+    };
+    let (first, second) = (frames(true), frames(false));
+    let (mut client, server) = tokio::io::duplex(first.len() + second.len());
+    let reading = tokio::spawn(read(server, opened, sender.downgrade()));
+    client.write_all(&first).await.unwrap();
+    let mut held = Vec::new();
+    while held.len() < STREAMS_MAX {
+        held.push(streams.recv().await.unwrap());
+    }
+    held.clear();
+    client.write_all(&second).await.unwrap();
+    while held.len() < STREAMS_MAX {
+        held.push(streams.recv().await.unwrap());
+    }
+    client.write_all(&syn(9999, &mut headers, &[], true)).await.unwrap();
+    assert!(matches!(reading.await.unwrap(), Err(SpdyError::TooManyStreams)));
+}
+
+#[test]
+fn headers_are_few() {
+    let names: Vec<String> = (0..=HEADERS_MAX).map(|number| number.to_string()).collect();
+    let fields: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let read = |fields: &[(&str, &str)]| {
+        Inflater::new().read(&Deflater::new().write(fields).unwrap()).map(|read| read.len())
+    };
+    assert_eq!(read(&fields[1..]).unwrap(), names.len() - 1);
+    assert!(matches!(read(&fields), Err(SpdyError::TooManyHeaders(_))));
 }
 
 proptest! {
