@@ -32,6 +32,7 @@ use crate::log::chore::{Chore, Done};
 use crate::log::disk::Disk;
 use crate::log::payload::{RawEntry, Reader};
 use crate::log::record::FORMAT_VERSION;
+use crate::log::recover::Known;
 use crate::log::segment::{Growth, NewSegment, Place, SegmentInfo, Spare, Tail};
 use crate::revision::Revision;
 use crate::seal::SealError;
@@ -229,10 +230,10 @@ impl Log {
         let first = segment::first_sequence(&names);
         let (checkpoints, base) = checkpoint::load(&*disk, &names, first, replay)?;
         let base = base.unwrap_or(CheckpointInfo { sequence: 0, revision: 0 });
-        let recovered = recover::recover(&*disk, &names, base, replay)?;
+        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
+        let recovered = recover::recover(&*disk, &names, Known { base, newest }, replay)?;
         // A file that recovery removed must not come back between later ones.
         disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
-        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);
         let random = RandomState::new().build_hasher().finish();
         let salt = recovered.salt.unwrap_or((random >> 32) as u32);

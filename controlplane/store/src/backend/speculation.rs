@@ -19,6 +19,9 @@ use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
 /// reservation on its way, so one that is written for its own sake takes ten nodes' heartbeats six days without any other write.
 const RESERVED_AT_ONCE: Revision = 1 << 20;
 
+/// What a transaction may log, in bytes of keys and values: those that it keeps count as well, which no request's size bounds.
+const LOGGED_BYTES_MAX: usize = 64 << 20;
+
 /// An answer that waits for the flush.
 pub(crate) enum Answer {
     Txn(Reply<TxnResult>, Result<TxnResult, WriteError>),
@@ -156,7 +159,8 @@ impl Speculation {
         revoked: Option<i64>,
         log: &mut Appender,
     ) -> Result<TxnResult, WriteError> {
-        let sealed = match self.sealed(&applied) {
+        let sized = if revoked.is_some() { Ok(()) } else { self.check_size(&applied.events) };
+        let sealed = match sized.and_then(|()| self.sealed(&applied)) {
             Ok(sealed) => sealed,
             Err(error) => {
                 self.snapshot.revert(&applied.events);
@@ -194,6 +198,16 @@ impl Speculation {
         self.snapshot.history.trim(bytes_max, age_max, Instant::now());
         self.events.extend(events);
         Ok(result)
+    }
+
+    fn check_size(&self, events: &[Arc<Event>]) -> Result<(), WriteError> {
+        let logged = events.iter().filter(|event| !self.snapshot.is_volatile(event.key()));
+        let value_bytes = |event: &Event| event.after.as_ref().map_or(0, |after| after.value.len());
+        let bytes = logged.map(|event| event.key().len() + value_bytes(event)).sum();
+        if bytes <= LOGGED_BYTES_MAX {
+            return Ok(());
+        }
+        Err(WriteError::TooLarge { bytes, bytes_max: LOGGED_BYTES_MAX })
     }
 
     /// The reservation that a record of this revision carries; none where nothing was ever reserved, or half of it is left.
