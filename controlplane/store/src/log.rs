@@ -277,10 +277,11 @@ impl Log {
 
     /// What a new segment is made of, whose first record is this one. Everything before must be durable when it is made.
     pub(crate) fn plan_segment(&mut self, first_sequence: u64, bytes: u64) -> NewSegment {
+        self.bytes_since_checkpoint += bytes;
         let wanted = self.growth.size.max(bytes);
-        let large_enough = self.spares.iter().position(|spare| spare.bytes >= wanted);
-        let large_enough = large_enough
-            .or_else(|| self.spares.iter().position(|spare| spare.bytes > bytes + HEAD_BYTES));
+        let with_room =
+            |room: u64| self.spares.iter().position(|spare| spare.bytes >= room + HEAD_BYTES);
+        let large_enough = with_room(wanted).or_else(|| with_room(bytes));
         let spare = large_enough.map(|at| self.spares.remove(at));
         let (disk, salt) = (self.disk.clone(), self.salt);
         NewSegment { disk, salt, first_sequence, bytes: wanted, spare }
@@ -303,8 +304,9 @@ impl Log {
         }
     }
 
-    /// Makes sure that nothing is found of what was taken back.
+    /// Makes sure that nothing is found of what was taken back. Where there was no room for a large segment, there may be for a small one.
     pub(crate) fn cut(&mut self) -> Result<(), LogError> {
+        self.growth.begin_again();
         self.tail.as_mut().map_or(Ok(()), Tail::cut)
     }
 
@@ -364,7 +366,7 @@ impl Log {
 
     fn new_spare(&mut self) -> Spare {
         self.next_spare += 1;
-        Spare { id: self.next_spare, bytes: self.growth.size }
+        Spare { id: self.next_spare, bytes: self.growth.size + HEAD_BYTES }
     }
 
     /// Learns what a chore came to.

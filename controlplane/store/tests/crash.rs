@@ -253,6 +253,37 @@ async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn running_out_of_descriptors_refuses_writes_only_while_it_lasts() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    let put = |at| Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 400])]);
+    store.txn(put(0)).await.unwrap();
+    disk.set_no_descriptors(true);
+    let mut refused = 0;
+    for at in 1..10 {
+        refused += u32::from(store.txn(put(at)).await.is_err());
+    }
+    assert!(refused > 0 && !store.is_full(), "segments of 2 KiB");
+    disk.set_no_descriptors(false);
+    store.txn(put(10)).await.unwrap();
+    let expected = contents(&store);
+    store.close().await;
+    assert_eq!(contents(&open(&disk).unwrap()), expected);
+}
+
+#[tokio::test]
+async fn batches_that_fill_a_segment_each_lead_to_checkpoints() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    for _ in 0..20 {
+        store.txn(Txn::of(vec![Op::put("/k", vec![b'x'; 60_000])])).await.unwrap();
+    }
+    store.close().await;
+    let names = store::Disk::names(&disk).unwrap();
+    assert!(names.iter().any(|name| name.starts_with("checkpoint-")), "{names:?}");
+}
+
+#[tokio::test]
 async fn a_second_power_cut_during_recovery_changes_nothing() {
     let mut random = Random(99);
     let (disk, mut pure) = (FaultyDisk::new(), Pure::new());

@@ -1,6 +1,7 @@
 //! Owns the state ahead of the disk: what the commands of a batch make of it, the records that say so, and the answers that
 //! wait for the flush. Never blocks and never writes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,8 +108,14 @@ impl Speculation {
         }
     }
 
+    /// Whether the end of a lease waits for the flush of its record.
+    pub(crate) fn awaits_end(&mut self, log: &Appender) -> bool {
+        self.leases.awaits_end(log.durable_sequence())
+    }
+
     /// Goes back to what is durable.
-    pub(crate) fn discard(&mut self, durable: Snapshot, reserved: Revision) {
+    pub(crate) fn discard(&mut self, durable: Snapshot, reserved: Revision, log: &Appender) {
+        self.leases.awaits_end(log.durable_sequence());
         self.leases.return_to(&durable, Instant::now());
         self.snapshot = durable;
         self.reserved = reserved;
@@ -141,6 +148,18 @@ impl Speculation {
                 tracing::error!(lease = id, %error, "an expired lease could not be ended");
             }
         }
+    }
+
+    /// Logs the end of keys that only the files still have: else a process for which they are not volatile would find them again.
+    pub(crate) fn forget(&mut self, stale: &BTreeSet<Vec<u8>>, log: &mut Appender) {
+        self.snapshot.revision += 1;
+        self.changed = true;
+        let renewed = self.renewed_reservation(self.snapshot.revision);
+        log.append(self.snapshot.revision, |out| {
+            stale.iter().for_each(|key| Op::Delete { key }.encode(out));
+            renewed.into_iter().for_each(|revision| Op::Reserved { revision }.encode(out));
+        });
+        self.reserved = renewed.unwrap_or(self.reserved);
     }
 
     fn txn(&mut self, txn: &Txn, log: &mut Appender) -> Result<TxnResult, WriteError> {
@@ -188,7 +207,7 @@ impl Speculation {
                 }
             });
             self.reserved = renewed.unwrap_or(self.reserved);
-        } else if !events.is_empty() && revision > self.reserved {
+        } else if !events.is_empty() && revision >= self.reserved {
             self.reserved = revision + RESERVED_AT_ONCE;
             let reserved = Op::Reserved { revision: self.reserved };
             log.append(revision, |out| reserved.encode(out));
@@ -267,8 +286,9 @@ impl Speculation {
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
         let applied = apply(&mut self.snapshot, &txn, &surroundings)?;
+        let sequence = log.next_sequence();
         let result = self.record(applied, Some(id), log)?;
-        self.leases.remove(id);
+        self.leases.end(id, sequence);
         self.snapshot.leases.remove(&id);
         self.changed = true;
         Ok(result.revision)
