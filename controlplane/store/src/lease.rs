@@ -1,7 +1,7 @@
 //! Owns the leases: which keys die with which, and when, on the observer's monotonic clock. Pure: the time comes in, the
 //! deletion of the keys is the backend's transaction. After a restart every lease has its whole length again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,12 +38,22 @@ struct Lease {
     keys: BTreeSet<Bytes>,
 }
 
+/// A lease that was ended by a record which may not be durable yet.
+#[derive(Debug)]
+struct Ended {
+    sequence: u64,
+    id: i64,
+    expires: Instant,
+}
+
 /// Every lease.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     all: BTreeMap<i64, Lease>,
     /// The same leases in the order of their ends.
     due: BTreeSet<(Instant, i64)>,
+    /// In the order of their records.
+    ended: VecDeque<Ended>,
 }
 
 impl Leases {
@@ -72,7 +82,10 @@ impl Leases {
     }
 
     pub(crate) fn grant(&mut self, id: i64, granted: Duration, now: Instant) {
-        let expires = now + granted;
+        self.insert(id, granted, ends(now, granted));
+    }
+
+    fn insert(&mut self, id: i64, granted: Duration, expires: Instant) {
         let replaced = self.all.insert(id, Lease { granted, expires, keys: BTreeSet::new() });
         if let Some(replaced) = replaced {
             self.due.remove(&(replaced.expires, id));
@@ -86,10 +99,24 @@ impl Leases {
         }
     }
 
+    /// Removes a lease, as the record of this sequence says.
+    pub(crate) fn end(&mut self, id: i64, sequence: u64) {
+        let expires = self.all.get(&id).map(|lease| lease.expires);
+        self.ended.extend(expires.map(|expires| Ended { sequence, id, expires }));
+        self.remove(id);
+    }
+
+    /// Whether a lease was ended by a record behind this one, the last that is durable.
+    pub(crate) fn awaits_end(&mut self, durable: u64) -> bool {
+        let settled = self.ended.partition_point(|ended| ended.sequence <= durable);
+        self.ended.drain(..settled);
+        !self.ended.is_empty()
+    }
+
     pub(crate) fn keep_alive(&mut self, id: i64, now: Instant) -> Result<i64, WriteError> {
         let lease = self.all.get_mut(&id).ok_or(WriteError::LeaseNotFound { id })?;
         self.due.remove(&(lease.expires, id));
-        lease.expires = now + lease.granted;
+        lease.expires = ends(now, lease.granted);
         self.due.insert((lease.expires, id));
         Ok(seconds(lease.granted))
     }
@@ -127,13 +154,16 @@ impl Leases {
         }
     }
 
-    /// Goes back to the leases of this state. Those that go on keep their time.
+    /// Goes back to the leases of this state, the durable one. Those that go on keep their time, and so do those whose end is taken back:
+    /// of an id that was ended and granted again, it is the first that is durable.
     pub(crate) fn return_to(&mut self, state: &Snapshot, now: Instant) {
         let before = std::mem::take(self);
         for (id, ttl_seconds) in &state.leases {
             let granted = Duration::from_secs(*ttl_seconds);
-            let begun = before.all.get(id).and_then(|lease| lease.expires.checked_sub(granted));
-            self.grant(*id, granted, begun.unwrap_or(now));
+            let ended = before.ended.iter().find(|ended| ended.id == *id);
+            let ended = ended.map(|ended| ended.expires);
+            let expires = ended.or_else(|| before.all.get(id).map(|lease| lease.expires));
+            self.insert(*id, granted, expires.unwrap_or_else(|| ends(now, granted)));
         }
         for entry in state.map.values().filter(|entry| entry.lease != 0) {
             self.attach(entry.lease, entry.key.clone());
@@ -158,6 +188,11 @@ impl Leases {
     pub(crate) fn granted_seconds(&self) -> OrdMap<i64, u64> {
         self.all.iter().map(|(id, lease)| (*id, lease.granted.as_secs())).collect()
     }
+}
+
+/// A length beyond any that is granted can only be of another program's making.
+fn ends(now: Instant, granted: Duration) -> Instant {
+    now + granted.min(Duration::from_secs(TTL_SECONDS_MAX.unsigned_abs()))
 }
 
 fn seconds(duration: Duration) -> i64 {

@@ -32,6 +32,7 @@ use crate::log::chore::{Chore, Done};
 use crate::log::disk::Disk;
 use crate::log::payload::{RawEntry, Reader};
 use crate::log::record::FORMAT_VERSION;
+use crate::log::recover::Known;
 use crate::log::segment::{Growth, NewSegment, Place, SegmentInfo, Spare, Tail};
 use crate::revision::Revision;
 use crate::seal::SealError;
@@ -229,10 +230,10 @@ impl Log {
         let first = segment::first_sequence(&names);
         let (checkpoints, base) = checkpoint::load(&*disk, &names, first, replay)?;
         let base = base.unwrap_or(CheckpointInfo { sequence: 0, revision: 0 });
-        let recovered = recover::recover(&*disk, &names, base, replay)?;
+        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
+        let recovered = recover::recover(&*disk, &names, Known { base, newest }, replay)?;
         // A file that recovery removed must not come back between later ones.
         disk.sync_names().map_err(OpenError::io("the store's folder", "flushed"))?;
-        let newest = checkpoints.last().map_or(0, |newest| newest.sequence);
         let later = recovered.segments.iter().filter(|segment| segment.first_sequence > newest);
         let random = RandomState::new().build_hasher().finish();
         let salt = recovered.salt.unwrap_or((random >> 32) as u32);
@@ -276,10 +277,11 @@ impl Log {
 
     /// What a new segment is made of, whose first record is this one. Everything before must be durable when it is made.
     pub(crate) fn plan_segment(&mut self, first_sequence: u64, bytes: u64) -> NewSegment {
+        self.bytes_since_checkpoint += bytes;
         let wanted = self.growth.size.max(bytes);
-        let large_enough = self.spares.iter().position(|spare| spare.bytes >= wanted);
-        let large_enough = large_enough
-            .or_else(|| self.spares.iter().position(|spare| spare.bytes > bytes + HEAD_BYTES));
+        let with_room =
+            |room: u64| self.spares.iter().position(|spare| spare.bytes >= room + HEAD_BYTES);
+        let large_enough = with_room(wanted).or_else(|| with_room(bytes));
         let spare = large_enough.map(|at| self.spares.remove(at));
         let (disk, salt) = (self.disk.clone(), self.salt);
         NewSegment { disk, salt, first_sequence, bytes: wanted, spare }
@@ -302,8 +304,9 @@ impl Log {
         }
     }
 
-    /// Makes sure that nothing is found of what was taken back.
+    /// Makes sure that nothing is found of what was taken back. Where there was no room for a large segment, there may be for a small one.
     pub(crate) fn cut(&mut self) -> Result<(), LogError> {
+        self.growth.begin_again();
         self.tail.as_mut().map_or(Ok(()), Tail::cut)
     }
 
@@ -363,7 +366,7 @@ impl Log {
 
     fn new_spare(&mut self) -> Spare {
         self.next_spare += 1;
-        Spare { id: self.next_spare, bytes: self.growth.size }
+        Spare { id: self.next_spare, bytes: self.growth.size + HEAD_BYTES }
     }
 
     /// Learns what a chore came to.

@@ -253,6 +253,37 @@ async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn running_out_of_descriptors_refuses_writes_only_while_it_lasts() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    let put = |at| Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 400])]);
+    store.txn(put(0)).await.unwrap();
+    disk.set_no_descriptors(true);
+    let mut refused = 0;
+    for at in 1..10 {
+        refused += u32::from(store.txn(put(at)).await.is_err());
+    }
+    assert!(refused > 0 && !store.is_full(), "segments of 2 KiB");
+    disk.set_no_descriptors(false);
+    store.txn(put(10)).await.unwrap();
+    let expected = contents(&store);
+    store.close().await;
+    assert_eq!(contents(&open(&disk).unwrap()), expected);
+}
+
+#[tokio::test]
+async fn batches_that_fill_a_segment_each_lead_to_checkpoints() {
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    for _ in 0..20 {
+        store.txn(Txn::of(vec![Op::put("/k", vec![b'x'; 60_000])])).await.unwrap();
+    }
+    store.close().await;
+    let names = store::Disk::names(&disk).unwrap();
+    assert!(names.iter().any(|name| name.starts_with("checkpoint-")), "{names:?}");
+}
+
+#[tokio::test]
 async fn a_second_power_cut_during_recovery_changes_nothing() {
     let mut random = Random(99);
     let (disk, mut pure) = (FaultyDisk::new(), Pure::new());
@@ -335,6 +366,76 @@ async fn rot_in_what_was_durable_is_refused_by_name() {
         }
     }
     assert!(damaged > ignored * 3, "{damaged} found, {ignored} in padding");
+}
+
+#[tokio::test]
+async fn a_log_that_ends_before_its_newest_checkpoint_is_refused() {
+    use store::Disk;
+    let written = async || {
+        let disk = FaultyDisk::new();
+        let store = open(&disk).unwrap();
+        let mut last_begins = 0;
+        for at in 0..5 {
+            last_begins = usize::try_from(store.metrics().written.bytes).unwrap();
+            store.txn(Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 21])])).await.unwrap();
+        }
+        store.checkpoint().await.unwrap();
+        store.close().await;
+        (disk, last_begins)
+    };
+    let name = "log-0000000000000001";
+    let (rotten, last_begins) = written().await;
+    rotten.flip(name, last_begins + 40, 0x01);
+    let error = open(&rotten).unwrap_err();
+    let named = matches!(&error, OpenError::Damaged { file, offset, .. } if file == name && *offset == last_begins);
+    assert!(named, "{error}");
+    let (without, _) = written().await;
+    let file = without.open(name).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.size().unwrap()).unwrap()];
+    file.read_at(0, &mut bytes).unwrap();
+    let cut = without.create(name, 0).unwrap();
+    cut.write_at(0, &bytes[..last_begins]).unwrap();
+    let error = open(&without).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_segment_cut_within_its_last_record_ends_before_it() {
+    use store::Disk;
+    let disk = FaultyDisk::new();
+    let store = open(&disk).unwrap();
+    store.txn(Txn::of(vec![Op::put("/k/0", "x")])).await.unwrap();
+    let whole = contents(&store);
+    store.txn(Txn::of(vec![Op::put("/k/1", "")])).await.unwrap();
+    let ends = usize::try_from(store.metrics().written.bytes).unwrap();
+    store.close().await;
+    let name = "log-0000000000000001";
+    let mut bytes = vec![0; ends - 1];
+    disk.open(name).unwrap().read_at(0, &mut bytes).unwrap();
+    disk.create(name, 0).unwrap().write_at(0, &bytes).unwrap();
+    assert_eq!(contents(&open(&disk).unwrap()), whole);
+}
+
+#[tokio::test]
+async fn what_is_too_much_for_one_record_is_refused_and_leaves_nothing() {
+    let disk = FaultyDisk::new();
+    let config = Config { history_bytes_max: 1 << 20, ..Config::new("") };
+    let store = Store::open_on(Arc::new(disk), config).unwrap();
+    for at in 0..33 {
+        store.txn(Txn::of(vec![Op::put(format!("/k/{at}"), vec![b'x'; 2 << 20])])).await.unwrap();
+    }
+    let lease = store.lease_grant(0, 60).await.unwrap();
+    let attached =
+        |at| Op::Update { key: format!("/k/{at}").into(), value: None, lease: Some(lease) };
+    let before = store.revision();
+    let error = store.txn(Txn::of((0..33).map(attached).collect())).await.unwrap_err();
+    assert!(matches!(error, WriteError::TooLarge { .. }), "{error}");
+    assert_eq!(
+        (store.revision(), store.lease_time_to_live(lease).await.unwrap().keys.len()),
+        (before, 0)
+    );
+    store.txn(Txn::of((0..31).map(attached).collect())).await.unwrap();
+    assert_eq!(store.lease_time_to_live(lease).await.unwrap().keys.len(), 31);
 }
 
 #[tokio::test]

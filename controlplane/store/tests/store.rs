@@ -60,3 +60,33 @@ async fn an_idle_store_writes_nothing_and_volatile_keys_almost_nothing() {
     assert!(store.watch(watch("/pods/", Some(2))).is_ok());
     assert_eq!(store.metrics().written.bytes, 0);
 }
+
+#[tokio::test]
+async fn keys_that_become_volatile_are_gone_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |prefixes: &[&[u8]]| {
+        let volatile_prefixes = prefixes.iter().map(|prefix| prefix.to_vec()).collect();
+        Config { volatile_prefixes, ..Config::new(dir.path()) }
+    };
+    let store = Store::open(config(&[])).unwrap();
+    store.txn(put("/events/a", "1")).await.unwrap();
+    store.txn(put("/pods/a", "1")).await.unwrap();
+    store.close().await;
+    for prefixes in [&[b"/events/".as_slice()][..], &[b"/events/"], &[]] {
+        let store = Store::open(config(prefixes)).unwrap();
+        assert!(store.get(b"/events/a").is_none() && store.get(b"/pods/a").is_some());
+        assert_eq!(store.revision(), 4, "their end is written once");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_closed_store_has_let_go_of_its_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..50 {
+        let store = Store::open(Config::new(dir.path())).unwrap();
+        store.txn(put("/k", "1")).await.unwrap();
+        store.checkpoint().await.unwrap();
+        store.close().await;
+    }
+}

@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use rustix::io::Errno;
+
 use crate::backend::flight::{Batch, Flight, Landing, Runway, Takeoff, Waiting};
 use crate::backend::{Published, Reply};
 use crate::log::checkpoint::{self, CheckpointInfo, Contents};
@@ -39,8 +41,32 @@ enum Weather {
     Fair,
     /// A write failed for want of room; the next command tries again.
     Full(Arc<str>),
+    /// A write could not begin for want of descriptors; the next command tries again.
+    Short(Arc<str>),
     /// A write failed.
     Failed(Arc<str>),
+}
+
+impl Weather {
+    /// What it is after this.
+    fn after(error: &LogError) -> Self {
+        let reason: Arc<str> = error.to_string().into();
+        // Only what opens a file has these, and every file is opened before its first byte is written.
+        let short = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        match error.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(reason),
+            _ if short.contains(&error.source.raw_os_error()) => Self::Short(reason),
+            _ => Self::Failed(reason),
+        }
+    }
+
+    /// Why nothing is written.
+    fn reason(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Fair => None,
+            Self::Full(reason) | Self::Short(reason) | Self::Failed(reason) => Some(reason),
+        }
+    }
 }
 
 struct State {
@@ -51,7 +77,7 @@ struct State {
     next_id: u64,
     writing: usize,
     writing_bytes: usize,
-    /// A segment is being made: nothing else can be placed.
+    /// A segment is being made, or a place could not be opened: nothing else can be placed.
     switching: bool,
     /// Some thread publishes what has landed.
     publishing: bool,
@@ -63,7 +89,10 @@ struct State {
     busy: bool,
     idle: usize,
     threads: Vec<JoinHandle<()>>,
-    checkpoint: Option<JoinHandle<()>>,
+    /// A checkpoint is being written.
+    checkpointing: bool,
+    /// Threads that write or wrote one: what they hold is let go of when they are joined.
+    checkpoint_threads: Vec<JoinHandle<()>>,
     /// Who waits for the checkpoint that is being written, and for the next.
     checkpoint_asked: Vec<Reply<()>>,
     next_checkpoint_asked: Vec<Reply<()>>,
@@ -112,6 +141,8 @@ impl State {
         let runway = if length == 0 {
             Ok(Runway::Nothing)
         } else if let Some(place) = self.log.place(length) {
+            // Nothing may come where this one was to be.
+            self.switching = place.is_err();
             place.map(Runway::Place)
         } else {
             self.switching = true;
@@ -140,6 +171,10 @@ impl State {
             flight.landed = Some(result);
         }
         self.switching = false;
+        self.keep(buffer);
+    }
+
+    fn keep(&mut self, buffer: Vec<u8>) {
         if self.buffers.len() < BUFFERS_KEPT && buffer.capacity() <= BUFFER_BYTES_KEPT {
             self.buffers.push(buffer);
         }
@@ -182,7 +217,8 @@ impl Pipeline {
             busy: false,
             idle: 0,
             threads: Vec::new(),
-            checkpoint: None,
+            checkpointing: false,
+            checkpoint_threads: Vec::new(),
             checkpoint_asked: Vec::new(),
             next_checkpoint_asked: Vec::new(),
             closing: false,
@@ -225,15 +261,13 @@ impl Pipeline {
     /// Why it is refused, and who waited for it.
     pub(crate) fn push(&self, batch: Batch, alone: bool) -> Result<(), (Vec<Waiting>, Arc<str>)> {
         let mut state = self.lock();
-        if let Weather::Full(reason) | Weather::Failed(reason) = &state.weather {
+        if let Some(reason) = state.weather.reason() {
             return Err((batch.answers, reason.clone()));
         }
         match &mut state.open {
             Some(open) => {
                 let buffer = open.absorb(batch);
-                if state.buffers.len() < BUFFERS_KEPT {
-                    state.buffers.push(buffer);
-                }
+                state.keep(buffer);
             }
             open => *open = Some(batch),
         }
@@ -319,7 +353,7 @@ impl Pipeline {
             if let Some(Err(error)) = landed {
                 self.fail(&mut state, &error);
             }
-            if let Weather::Full(reason) | Weather::Failed(reason) = &state.weather {
+            if let Some(reason) = state.weather.reason() {
                 let (reason, open) = (reason.clone(), state.open.take());
                 drop(state);
                 batch.refuse(&reason);
@@ -349,16 +383,13 @@ impl Pipeline {
         if matches!(state.weather, Weather::Failed(_)) {
             return;
         }
-        let reason: Arc<str> = error.to_string().into();
-        let kind = error.source.kind();
-        let full = matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        state.weather = if full {
-            tracing::error!(%reason, "the disk is full; writes are refused until there is room");
-            Weather::Full(reason)
-        } else {
-            tracing::error!(%reason, "the log failed; writes are refused until the store is reopened");
-            Weather::Failed(reason)
+        state.weather = Weather::after(error);
+        let until = match &state.weather {
+            Weather::Full(_) => "there is room on the disk",
+            Weather::Short(_) => "a file can be opened",
+            Weather::Fair | Weather::Failed(_) => "the store is reopened",
         };
+        tracing::error!(%error, "the log failed; writes are refused until {until}");
         answer(&mut state.next_checkpoint_asked, &Err(refused(error.to_string())));
         self.foul.store(true, Ordering::Release);
     }
@@ -381,7 +412,7 @@ impl Pipeline {
         match &state.weather {
             Weather::Fair => {}
             Weather::Failed(reason) => return Err(reason.clone()),
-            Weather::Full(_) => {
+            Weather::Full(_) | Weather::Short(_) => {
                 if let Err(error) = state.log.cut() {
                     let reason: Arc<str> = error.to_string().into();
                     state.weather = Weather::Full(reason.clone());
@@ -400,14 +431,14 @@ impl Pipeline {
         if wanted || !state.next_checkpoint_asked.is_empty() {
             self.start_checkpoint(state, sequence);
         }
-        if state.chore.is_none() {
+        if state.chore.is_none() && !state.busy {
             state.chore = state.log.plan_chore(compacted);
         }
     }
 
     /// What is published is just what the records up to `sequence` say: the caller is the one who publishes.
     fn start_checkpoint(&self, state: &mut State, sequence: u64) {
-        if state.checkpoint.is_some() || state.closing {
+        if state.checkpointing || state.closing {
             return;
         }
         state.checkpoint_asked.append(&mut state.next_checkpoint_asked);
@@ -433,7 +464,11 @@ impl Pipeline {
             }
         });
         match started {
-            Ok(thread) => state.checkpoint = Some(thread),
+            Ok(thread) => {
+                state.checkpointing = true;
+                state.checkpoint_threads.retain(|thread| !thread.is_finished());
+                state.checkpoint_threads.push(thread);
+            }
             Err(error) => {
                 tracing::warn!(%error, "no thread for a checkpoint; the log grows on");
                 answer(&mut state.checkpoint_asked, &Err(refused(error.to_string())));
@@ -443,7 +478,7 @@ impl Pipeline {
 
     fn checkpointed(&self, result: Result<CheckpointInfo, LogError>) {
         let mut state = self.lock();
-        state.checkpoint = None;
+        state.checkpointing = false;
         let result = match result {
             Ok(info) => {
                 state.log.checkpoint_finished(info);
@@ -464,7 +499,7 @@ impl Pipeline {
     pub(crate) fn ask_checkpoint(&self, reply: Reply<()>) {
         let mut state = self.lock();
         state.next_checkpoint_asked.push(reply);
-        if let Weather::Full(reason) | Weather::Failed(reason) = &state.weather {
+        if let Some(reason) = state.weather.reason() {
             let result = Err(WriteError::Refused { reason: reason.clone() });
             answer(&mut state.next_checkpoint_asked, &result);
             return;
@@ -484,11 +519,12 @@ impl Pipeline {
     pub(crate) fn close(&self) {
         let mut state = self.wait();
         state.closing = true;
-        let (threads, checkpoint) = (std::mem::take(&mut state.threads), state.checkpoint.take());
+        let mut threads = std::mem::take(&mut state.threads);
+        threads.append(&mut state.checkpoint_threads);
         drop(state);
         self.stop.store(true, Ordering::Relaxed);
         self.work.notify_all();
-        for thread in threads.into_iter().chain(checkpoint) {
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store panicked");
             }

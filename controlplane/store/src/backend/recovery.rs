@@ -1,6 +1,7 @@
 //! Owns how a state grows from checkpoint and log: the same entries, events and leases that the committer made. Pure but for the
 //! clock of the leases.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,15 @@ use crate::seal::SealError;
 use crate::state::{Map, Snapshot};
 use crate::{Config, Extract};
 
+/// What came back.
+pub(crate) struct Recovered {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) leases: Leases,
+    pub(crate) reserved: Revision,
+    /// Keys of the files that are not in the state.
+    pub(crate) stale: BTreeSet<Vec<u8>>,
+}
+
 /// A state on its way.
 pub(crate) struct Recovery<'a> {
     config: &'a Config,
@@ -25,6 +35,8 @@ pub(crate) struct Recovery<'a> {
     revision: Revision,
     reserved: Revision,
     now: Instant,
+    /// Keys that an earlier process logged and that live in memory only now: they died with it.
+    stale: BTreeSet<Vec<u8>>,
     /// The first value that can't be opened.
     sealed: Option<(Bytes, SealError)>,
 }
@@ -33,12 +45,13 @@ impl<'a> Recovery<'a> {
     pub(crate) fn new(config: &'a Config, now: Instant) -> Self {
         let (map, leases) = (Map::new(), Leases::default());
         let (revision, reserved) = (FIRST_REVISION, FIRST_REVISION);
-        let history = History::new(0);
-        Self { config, map, bytes: 0, history, leases, revision, reserved, now, sealed: None }
+        let (history, stale) = (History::new(0), BTreeSet::new());
+        let (bytes, sealed) = (0, None);
+        Self { config, map, bytes, history, leases, revision, reserved, now, stale, sealed }
     }
 
     /// The state, at a revision that no earlier process can have gone beyond.
-    pub(crate) fn finish(self) -> Result<(Snapshot, Leases, Revision), OpenError> {
+    pub(crate) fn finish(self) -> Result<Recovered, OpenError> {
         if let Some((key, source)) = self.sealed {
             let key = String::from_utf8_lossy(&key).into_owned();
             return Err(OpenError::Sealed { key, source });
@@ -54,7 +67,12 @@ impl<'a> Recovery<'a> {
             volatile_floor: if revision > FIRST_REVISION { revision } else { 0 },
             volatile_prefixes: prefixes.as_slice().into(),
         };
-        Ok((snapshot, self.leases, self.reserved))
+        let Self { leases, reserved, stale, .. } = self;
+        Ok(Recovered { snapshot, leases, reserved, stale })
+    }
+
+    fn is_volatile(&self, key: &[u8]) -> bool {
+        self.config.volatile_prefixes.iter().any(|prefix| key.starts_with(prefix))
     }
 
     fn extract(&self) -> &dyn Extract {
@@ -103,6 +121,8 @@ impl<'a> Recovery<'a> {
 
     fn op(&mut self, revision: Revision, op: Op<'_>) {
         match op {
+            Op::Put { key, .. } if self.is_volatile(key) => drop(self.stale.insert(key.to_vec())),
+            Op::Delete { key } if self.is_volatile(key) => drop(self.stale.remove(key)),
             Op::Put { key, value, lease } => {
                 let previous = self.map.get(key);
                 let create_revision = previous.map_or(revision, |p| p.create_revision);
@@ -134,6 +154,10 @@ impl Replay for Recovery<'_> {
     }
 
     fn entry(&mut self, entry: RawEntry<'_>) {
+        if self.is_volatile(entry.key) {
+            self.stale.insert(entry.key.to_vec());
+            return;
+        }
         let (_, entry) = self.insert(entry);
         if entry.lease != 0 {
             self.leases.attach(entry.lease, entry.key.clone());

@@ -1,6 +1,7 @@
 //! Owns the state ahead of the disk: what the commands of a batch make of it, the records that say so, and the answers that
 //! wait for the flush. Never blocks and never writes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use crate::txn::{KeyRange, ReadError, Txn, TxnResult, WriteError};
 /// Revisions of changes that are not logged are reserved so many at a time. Below half of it the next logged change renews the
 /// reservation on its way, so one that is written for its own sake takes ten nodes' heartbeats six days without any other write.
 const RESERVED_AT_ONCE: Revision = 1 << 20;
+
+/// What a transaction may log, in bytes of keys and values: those that it keeps count as well, which no request's size bounds.
+const LOGGED_BYTES_MAX: usize = 64 << 20;
 
 /// An answer that waits for the flush.
 pub(crate) enum Answer {
@@ -104,8 +108,14 @@ impl Speculation {
         }
     }
 
+    /// Whether the end of a lease waits for the flush of its record.
+    pub(crate) fn awaits_end(&mut self, log: &Appender) -> bool {
+        self.leases.awaits_end(log.durable_sequence())
+    }
+
     /// Goes back to what is durable.
-    pub(crate) fn discard(&mut self, durable: Snapshot, reserved: Revision) {
+    pub(crate) fn discard(&mut self, durable: Snapshot, reserved: Revision, log: &Appender) {
+        self.leases.awaits_end(log.durable_sequence());
         self.leases.return_to(&durable, Instant::now());
         self.snapshot = durable;
         self.reserved = reserved;
@@ -140,6 +150,18 @@ impl Speculation {
         }
     }
 
+    /// Logs the end of keys that only the files still have: else a process for which they are not volatile would find them again.
+    pub(crate) fn forget(&mut self, stale: &BTreeSet<Vec<u8>>, log: &mut Appender) {
+        self.snapshot.revision += 1;
+        self.changed = true;
+        let renewed = self.renewed_reservation(self.snapshot.revision);
+        log.append(self.snapshot.revision, |out| {
+            stale.iter().for_each(|key| Op::Delete { key }.encode(out));
+            renewed.into_iter().for_each(|revision| Op::Reserved { revision }.encode(out));
+        });
+        self.reserved = renewed.unwrap_or(self.reserved);
+    }
+
     fn txn(&mut self, txn: &Txn, log: &mut Appender) -> Result<TxnResult, WriteError> {
         check_keys(txn)?;
         let lease_exists = |id| self.leases.contains(id);
@@ -156,7 +178,8 @@ impl Speculation {
         revoked: Option<i64>,
         log: &mut Appender,
     ) -> Result<TxnResult, WriteError> {
-        let sealed = match self.sealed(&applied) {
+        let sized = if revoked.is_some() { Ok(()) } else { self.check_size(&applied.events) };
+        let sealed = match sized.and_then(|()| self.sealed(&applied)) {
             Ok(sealed) => sealed,
             Err(error) => {
                 self.snapshot.revert(&applied.events);
@@ -184,7 +207,7 @@ impl Speculation {
                 }
             });
             self.reserved = renewed.unwrap_or(self.reserved);
-        } else if !events.is_empty() && revision > self.reserved {
+        } else if !events.is_empty() && revision >= self.reserved {
             self.reserved = revision + RESERVED_AT_ONCE;
             let reserved = Op::Reserved { revision: self.reserved };
             log.append(revision, |out| reserved.encode(out));
@@ -194,6 +217,16 @@ impl Speculation {
         self.snapshot.history.trim(bytes_max, age_max, Instant::now());
         self.events.extend(events);
         Ok(result)
+    }
+
+    fn check_size(&self, events: &[Arc<Event>]) -> Result<(), WriteError> {
+        let logged = events.iter().filter(|event| !self.snapshot.is_volatile(event.key()));
+        let value_bytes = |event: &Event| event.after.as_ref().map_or(0, |after| after.value.len());
+        let bytes = logged.map(|event| event.key().len() + value_bytes(event)).sum();
+        if bytes <= LOGGED_BYTES_MAX {
+            return Ok(());
+        }
+        Err(WriteError::TooLarge { bytes, bytes_max: LOGGED_BYTES_MAX })
     }
 
     /// The reservation that a record of this revision carries; none where nothing was ever reserved, or half of it is left.
@@ -253,8 +286,9 @@ impl Speculation {
         let surroundings =
             Surroundings { extract: &*self.config.extract, lease_exists: &lease_exists };
         let applied = apply(&mut self.snapshot, &txn, &surroundings)?;
+        let sequence = log.next_sequence();
         let result = self.record(applied, Some(id), log)?;
-        self.leases.remove(id);
+        self.leases.end(id, sequence);
         self.snapshot.leases.remove(&id);
         self.changed = true;
         Ok(result.revision)

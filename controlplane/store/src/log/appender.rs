@@ -27,6 +27,11 @@ impl Appender {
         &self.durable
     }
 
+    /// Every record up to here is flushed.
+    pub(crate) fn durable_sequence(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
     /// Adds a change.
     pub(crate) fn append(&mut self, revision: Revision, write: impl FnOnce(&mut Vec<u8>)) {
         let (sequence, durable) = (self.next_sequence, self.durable.load(Ordering::Acquire));

@@ -64,7 +64,7 @@ fn remove_checkpoints(
     checkpoints: &mut Vec<CheckpointInfo>,
 ) -> Result<(), LogError> {
     while let Some(info) = checkpoints.first() {
-        remove(disk, &info.name())?;
+        unless_gone(disk.remove(&info.name()), &info.name())?;
         checkpoints.remove(0);
     }
     sync_names(disk)
@@ -81,25 +81,49 @@ fn remove_segments(
     while let Some(info) = segments.first() {
         let kept = wanted.pop_if(|wanted| info.bytes >= wanted.bytes);
         let kept = kept.map(|wanted| Spare { bytes: info.bytes, ..wanted });
-        if let Some(kept) = kept {
-            let renamed = disk.rename(&info.name(), &kept.name());
-            renamed.map_err(|source| LogError { file: info.name(), source })?;
-        } else {
-            remove(disk, &info.name())?;
-        }
+        let gone = match kept {
+            Some(kept) => disk.rename(&info.name(), &kept.name()),
+            None => disk.remove(&info.name()),
+        };
+        let is_there = unless_gone(gone, &info.name())?;
         sync_names(disk)?;
-        spares.extend(kept);
+        spares.extend(kept.filter(|_| is_there));
         segments.remove(0);
     }
     Ok(())
 }
 
-fn remove(disk: &dyn Disk, name: &str) -> Result<(), LogError> {
-    match disk.remove(name) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(LogError { file: name.to_owned(), source })
-        }
-        // Gone by an earlier try.
-        Ok(()) | Err(_) => Ok(()),
+/// Whether the file was there; an earlier try that failed later may have done this already.
+fn unless_gone(result: std::io::Result<()>, name: &str) -> Result<bool, LogError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(LogError { file: name.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::faulty::FaultyDisk;
+
+    #[test]
+    fn a_segment_that_was_renamed_by_a_failed_try_is_gone_at_the_next() {
+        let disk = FaultyDisk::new();
+        let info = SegmentInfo { first_sequence: 1, bytes: 64 };
+        disk.create(&info.name(), 64).unwrap();
+        let chore = |segments| Chore::Remove {
+            disk: Arc::new(disk.clone()),
+            checkpoints: Vec::new(),
+            segments,
+            wanted: vec![Spare { id: 1, bytes: 64 }],
+        };
+        // The names without checkpoints are flushed, the segment is renamed, its new name is not flushed.
+        disk.fail_after(2);
+        let Done::Removed { segments, spares, .. } = chore(vec![info]).run() else { panic!() };
+        assert_eq!((segments.len(), spares.len()), (1, 0));
+        disk.fail_after(u64::MAX);
+        let Done::Removed { segments, spares, .. } = chore(segments).run() else { panic!() };
+        assert_eq!((segments.len(), spares.len()), (0, 0));
     }
 }

@@ -42,6 +42,8 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct RealDisk {
     dir: PathBuf,
+    /// The open folder: when descriptors run out, a new name must still be flushed.
+    names: File,
     _lock: File,
 }
 
@@ -70,11 +72,12 @@ impl RealDisk {
             }
             Err(errno) => return Err(errno.into()),
         }
-        // For the message above only; the lock itself dies with the process.
-        lock.set_len(0)?;
-        lock.seek(SeekFrom::Start(0))?;
-        writeln!(lock, "{}", std::process::id())?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        // For the message above only, and there may be no room; the lock itself dies with the process.
+        let named = lock.set_len(0).and_then(|()| lock.seek(SeekFrom::Start(0)));
+        if let Err(error) = named.and_then(|_| writeln!(lock, "{}", std::process::id())) {
+            tracing::debug!(%error, "the lock does not say whose it is");
+        }
+        Ok(Self { dir: dir.to_owned(), names: File::open(dir)?, _lock: lock })
     }
 }
 
@@ -137,7 +140,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+        self.names.sync_all()
     }
 }
 

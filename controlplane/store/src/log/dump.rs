@@ -231,12 +231,9 @@ impl Pieces<'_> {
         let (offset, revision) = (self.offset + self.at, self.revision);
         let bad = || OpenError::damaged(self.name, offset, revision, "a record is missing or bad");
         let (header, payload, bytes) = match parse(&self.buffer[self.at..], 0) {
-            Parsed::Record { header, payload, bytes } if bytes <= self.buffer.len() - self.at => {
-                (header, payload, bytes)
-            }
+            Parsed::Record { header, payload, bytes } => (header, payload, bytes),
             Parsed::Newer(version) => return Err(OpenError::newer(self.name, version)),
-            // Bad, or cut in what fills up its last 8 bytes.
-            Parsed::Record { .. } | Parsed::Blank | Parsed::Bad => return Err(bad()),
+            Parsed::Blank | Parsed::Bad => return Err(bad()),
         };
         self.count += 1;
         let first = self.count == 1;

@@ -68,7 +68,15 @@ struct Disks {
     mark: u64,
     /// What needs room fails.
     full: bool,
+    /// No file can be opened.
+    no_descriptors: bool,
     sync_takes: Duration,
+}
+
+impl Disks {
+    fn check_descriptors(&self) -> io::Result<()> {
+        if self.no_descriptors { Err(rustix::io::Errno::MFILE.into()) } else { Ok(()) }
+    }
 }
 
 /// A disk as it was just before a sync.
@@ -118,6 +126,11 @@ impl FaultyDisk {
     /// Whether it has no room for more than was allocated.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Whether the process has as many files open as it may.
+    pub fn set_no_descriptors(&self, none: bool) {
+        self.lock().no_descriptors = none;
     }
 
     /// Each sync of a file takes so long from now on; what is written meanwhile it does not make durable.
@@ -241,6 +254,7 @@ impl Disk for FaultyDisk {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let size = usize::try_from(bytes).map_err(io::Error::other)?;
         let mut disks = self.operation()?;
+        disks.check_descriptors()?;
         if disks.full && size > 0 {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -257,7 +271,10 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let id = self.lock().state.names.get(name).copied();
+        let disks = self.lock();
+        disks.check_descriptors()?;
+        let id = disks.state.names.get(name).copied();
+        drop(disks);
         Ok(self.file(id.ok_or_else(|| missing(name))?))
     }
 

@@ -46,8 +46,8 @@ pub(crate) const FORMAT_VERSION: u8 = 1;
 pub(crate) const FILE_HEAD_BYTES: usize = 32;
 const HEADER_BYTES: usize = 40;
 const ALIGNMENT: usize = 8;
-/// Above what any record has: a transaction of the largest size, with heads and small parts.
-const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Above what any record of a checkpoint has: one entry.
+const ENTRY_BYTES_MAX: usize = 64 << 20;
 
 /// What kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ pub(crate) enum Parsed<'a> {
     Record { header: Header, payload: &'a [u8], bytes: usize },
     /// Zeros, or the end of the buffer: nothing was written here.
     Blank,
-    /// Something else: torn or damaged.
+    /// Something else: torn or damaged, or cut off in what fills up its last 8 bytes.
     Bad,
     /// A whole record of a newer format.
     Newer(u8),
@@ -175,7 +175,7 @@ pub(crate) fn encode(
     let record = &mut buffer[start..];
     record[0] = FORMAT_VERSION;
     record[1] = header.kind as u8;
-    // TXN_BYTES_MAX and KEY_BYTES_MAX keep every payload far below 4 GiB.
+    // LOGGED_BYTES_MAX keeps every transaction far below 4 GiB, and a lease's end logs keys only.
     record[4..8].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
     record[8..16].copy_from_slice(&header.sequence.to_le_bytes());
     record[16..24].copy_from_slice(&header.durable.to_le_bytes());
@@ -194,7 +194,8 @@ pub(crate) fn parse(bytes: &[u8], salt: u32) -> Parsed<'_> {
         return Parsed::Blank;
     }
     let length = u32_at(header, 4) as usize;
-    let Some(record) = bytes.get(..HEADER_BYTES + length).filter(|_| length <= PAYLOAD_BYTES_MAX)
+    let whole = padded(length);
+    let Some(record) = bytes.get(..whole).and_then(|whole| whole.get(..HEADER_BYTES + length))
     else {
         return Parsed::Bad;
     };
@@ -207,13 +208,13 @@ pub(crate) fn parse(bytes: &[u8], salt: u32) -> Parsed<'_> {
     let (sequence, durable) = (u64_at(header, 8), u64_at(header, 16));
     let revision = u64_at(header, 24).cast_signed();
     let header = Header { kind, sequence, durable, revision };
-    Parsed::Record { header, payload: &record[HEADER_BYTES..], bytes: padded(length) }
+    Parsed::Record { header, payload: &record[HEADER_BYTES..], bytes: whole }
 }
 
-/// How many bytes the record at the beginning of `bytes` has if its header is right.
+/// How many bytes the record of a checkpoint at the beginning of `bytes` has if its header is right.
 pub(crate) fn claimed_bytes(bytes: &[u8]) -> Option<usize> {
     let length = u32_at(bytes.get(..HEADER_BYTES)?, 4) as usize;
-    (length <= PAYLOAD_BYTES_MAX).then(|| padded(length))
+    (length <= ENTRY_BYTES_MAX).then(|| padded(length))
 }
 
 /// Whether what stands at the beginning of `bytes` has the form of a record's header with a sequence above this one. Cheap, for
@@ -233,7 +234,7 @@ pub(crate) fn offsets(from: usize, bytes: usize) -> impl Iterator<Item = usize> 
 }
 
 fn padded(length: usize) -> usize {
-    (HEADER_BYTES + length).next_multiple_of(ALIGNMENT)
+    HEADER_BYTES.saturating_add(length).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX)
 }
 
 fn checksum(record: &[u8], salt: u32) -> u32 {
@@ -287,6 +288,17 @@ mod tests {
         fn any_bytes_are_judged_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = parse(&bytes, 0);
             prop_assert!(FileHead::parse(&bytes, FileKind::Segment).is_err());
+        }
+    }
+
+    #[test]
+    fn a_record_of_any_size_is_read_and_one_cut_in_its_padding_is_bad() {
+        for payload in [vec![1; 3], vec![1; ENTRY_BYTES_MAX + 3]] {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, 5, HEADER, |out| out.extend_from_slice(&payload));
+            assert!(matches!(parse(&bytes, 5), Parsed::Record { .. }));
+            bytes.pop();
+            assert_eq!(parse(&bytes, 5), Parsed::Bad);
         }
     }
 

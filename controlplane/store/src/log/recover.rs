@@ -53,14 +53,23 @@ struct Open {
     size: u64,
 }
 
-/// Replays every record behind `base`, cuts a torn tail and refuses damage.
+/// What of the checkpoints counts here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    /// The one that is loaded.
+    pub(crate) base: CheckpointInfo,
+    /// The last record that is in any of them: all up to it was durable.
+    pub(crate) newest: u64,
+}
+
+/// Replays every record behind the base, cuts a torn tail and refuses damage.
 pub(crate) fn recover(
     disk: &dyn Disk,
     names: &[String],
-    base: CheckpointInfo,
+    known: Known,
     replay: &mut dyn Replay,
 ) -> Result<Recovered, OpenError> {
-    let CheckpointInfo { sequence: base, revision } = base;
+    let CheckpointInfo { sequence: base, revision } = known.base;
     let info = |first_sequence| SegmentInfo { first_sequence, bytes: 0 };
     let mut segments: Vec<_> = sequences(names, PREFIX).into_iter().map(info).collect();
     // What the base needs no more was about to be removed.
@@ -85,10 +94,11 @@ pub(crate) fn recover(
             last = Some(open);
         }
     }
-    if recovery.last_sequence < base {
-        let name = good.last().map_or_else(|| "the log".to_owned(), |info| info.name());
-        let what = "it ends before the oldest checkpoint";
-        return Err(OpenError::damaged(&name, 0, recovery.revision, what));
+    if recovery.last_sequence < known.newest {
+        let end = recovery.end.as_ref();
+        let (name, offset) = end.map_or(("the log", 0), |end| (&*end.name, end.offset));
+        let what = "it ends before the newest checkpoint";
+        return Err(recovery.damaged(name, offset, what));
     }
     if let Some(open) = &last {
         recovery.cut_torn_tail(open)?;

@@ -81,6 +81,10 @@ impl Growth {
         Self { size, size_min: size, last: None }
     }
 
+    pub(crate) fn begin_again(&mut self) {
+        *self = Self::new(self.size_min);
+    }
+
     /// One was made now.
     pub(crate) fn made(&mut self, now: Instant) {
         let fast = self.last.is_some_and(|last| now.duration_since(last) < FILLED_FAST);
