@@ -383,7 +383,8 @@ mod tests {
         assert!(find(Some("localhost"), pod).await.unwrap().1.ip().is_loopback());
         assert!(find(None, None).await.is_err());
         let late = address(Some("name.invalid"), 80, pod, Duration::ZERO).await;
-        assert_eq!(late.unwrap_err().to_string(), "lookup name.invalid: i/o timeout");
+        // What is said depends on how soon the resolver gives up.
+        assert!(late.unwrap_err().to_string().starts_with("lookup name.invalid: "));
     }
 
     #[test]

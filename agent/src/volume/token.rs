@@ -1,5 +1,6 @@
 //! Service-account tokens for pods: requested from the master, renewed at four fifths of their life
-//! (or after a day), the last one kept for a boot without a master.
+//! (or after a day), the first one of a run kept for a boot without a master: each further one would be a write to flash, and where
+//! nobody is there to look at it, an old one does as well.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,8 +89,9 @@ impl Tokens {
     }
 
     fn keep(&self, key: &str, token: &Token) {
-        self.held().insert(key.to_owned(), token.clone());
-        self.checkpoint.save_object(key, token);
+        if self.held().insert(key.to_owned(), token.clone()).is_none() {
+            self.checkpoint.save_object(key, token);
+        }
     }
 
     /// Also what an earlier run of the agent kept.
@@ -158,7 +160,7 @@ mod tests {
     use crate::identity::Identity;
 
     #[tokio::test]
-    async fn the_last_token_is_kept_over_a_restart_until_its_pod_is_forgotten() {
+    async fn the_first_token_is_kept_over_a_restart_until_its_pod_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let identity = dir.path().join("identity");
         Identity::write(&identity, "ca", "node").unwrap();
@@ -170,13 +172,13 @@ mod tests {
             serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}})).unwrap();
         let want = ServiceAccountTokenProjection::default();
         let tokens = start();
-        for text in ["first", "last"] {
+        for text in ["first", "next"] {
             let now = Timestamp::now();
             let token = Token { token: text.to_owned(), renew_at: now, expires_at: now };
             tokens.keep(&key(&pod, &want), &token);
         }
         let tokens = start();
-        assert_eq!(tokens.get(&pod, &want).await.unwrap().token, "last");
+        assert_eq!(tokens.get(&pod, &want).await.unwrap().token, "first");
         tokens.forget(&pod);
         assert!(matches!(start().get(&pod, &want).await, Err(TokenError::Away)));
     }
