@@ -78,6 +78,15 @@ enum Missed {
     Api(#[from] kube::Error),
 }
 
+/// What an attempt is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// A term begins with it.
+    Take,
+    /// The term goes on. Whoever had the lease meanwhile, and be it gone again, has ended it: this term's writes are refused.
+    Keep,
+}
+
 /// How a term ended.
 enum End {
     Stopped,
@@ -89,7 +98,7 @@ enum End {
 fn plan(
     found: Option<&LeaseSpec>,
     silent: Duration,
-    identity: &str,
+    (identity, aim): (&str, Aim),
     timing: &Timing,
     now: Timestamp,
 ) -> Result<LeaseSpec, Missed> {
@@ -99,7 +108,7 @@ fn plan(
     let own = holder == identity;
     let seconds = found.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
     let valid = silent < Duration::from_secs(seconds.unwrap_or_default());
-    if !holder.is_empty() && !own && valid {
+    if !own && (aim == Aim::Keep || !holder.is_empty() && valid) {
         return Err(Missed::Held(holder.to_owned()));
     }
     let mut wanted = found.clone();
@@ -181,7 +190,7 @@ impl Election {
     async fn acquire(&mut self) -> Instant {
         loop {
             let began = Instant::now();
-            match self.attempt(began + self.timing.renew).await {
+            match self.attempt(Aim::Take, began + self.timing.renew).await {
                 Ok(()) => return began,
                 Err(Missed::Held(holder)) => {
                     tracing::debug!(lease = self.name, holder, "another one leads");
@@ -218,7 +227,7 @@ impl Election {
             if began >= deadline {
                 return;
             }
-            match self.attempt(deadline).await {
+            match self.attempt(Aim::Keep, deadline).await {
                 Ok(()) => renewed = began,
                 Err(Missed::Held(holder)) => {
                     tracing::warn!(lease = self.name, holder, "the lease was taken");
@@ -230,8 +239,8 @@ impl Election {
     }
 
     /// One attempt to have the lease, or to keep it.
-    async fn attempt(&mut self, deadline: Instant) -> Result<(), Missed> {
-        let answer = tokio::time::timeout_at(deadline, self.write()).await;
+    async fn attempt(&mut self, aim: Aim, deadline: Instant) -> Result<(), Missed> {
+        let answer = tokio::time::timeout_at(deadline, self.write(aim)).await;
         let answer = answer.unwrap_or(Err(Missed::TimedOut));
         if let Err(Missed::Api(_) | Missed::TimedOut) = answer
             && let Some(observed) = &mut self.observed
@@ -242,7 +251,7 @@ impl Election {
         answer
     }
 
-    async fn write(&mut self) -> Result<(), Missed> {
+    async fn write(&mut self, aim: Aim) -> Result<(), Missed> {
         let leading = self.observed.as_ref().is_some_and(|seen| {
             let holder = seen.lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
             holder == Some(self.identity.as_str()) && seen.lease.metadata.resource_version.is_some()
@@ -255,7 +264,8 @@ impl Election {
         let seen = self.observed.as_ref();
         let silent = seen.map(|seen| seen.since.elapsed()).unwrap_or_default();
         let spec = seen.and_then(|seen| seen.lease.spec.as_ref());
-        let spec = plan(spec, silent, &self.identity, &self.timing, Timestamp::now())?;
+        let who = (self.identity.as_str(), aim);
+        let spec = plan(spec, silent, who, &self.timing, Timestamp::now())?;
         let written = match seen {
             Some(seen) => {
                 let mut lease = seen.lease.clone();

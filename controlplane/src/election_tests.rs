@@ -134,7 +134,9 @@ fn a_record_is_taken_when_it_may_be() {
         acquire_time: Some(MicroTime("2026-05-01T09:00:00Z".parse().unwrap())),
         ..LeaseSpec::default()
     };
-    let take = |found: Option<&LeaseSpec>, silent| plan(found, silent, "me", &SHORT, now);
+    let aimed =
+        |aim, found: Option<&LeaseSpec>, silent| plan(found, silent, ("me", aim), &SHORT, now);
+    let take = |found: Option<&LeaseSpec>, silent| aimed(Aim::Take, found, silent);
     let first = take(None, Duration::ZERO).unwrap();
     assert_eq!(first.holder_identity.as_deref(), Some("me"));
     assert_eq!((first.lease_transitions, first.lease_duration_seconds), (Some(0), Some(2)));
@@ -149,6 +151,11 @@ fn a_record_is_taken_when_it_may_be() {
     let renewed = take(Some(&had("me", 5)), Duration::ZERO).unwrap();
     assert_eq!(renewed.acquire_time, had("me", 5).acquire_time);
     assert_eq!((renewed.lease_transitions, renewed.renew_time), (Some(3), Some(MicroTime(now))));
+    // A term does not survive that the record was another's, whatever became of that one.
+    assert!(aimed(Aim::Keep, Some(&had("me", 5)), Duration::ZERO).is_ok());
+    for gone in [None, Some(&had("", 1)), Some(&had("other", 5))] {
+        assert!(matches!(aimed(Aim::Keep, gone, 9 * second), Err(Missed::Held(_))), "{gone:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,8 @@
 //! Owns the keys' lives: every value that is sealed with an older key is written again with the newest, slowly and while the master
 //! serves; a key that nothing needs any more goes. Whether a value is behind is in its revision (older than the newest
-//! key's), so this goes on where it stopped, at this master or another. Must not make keys: `secrets` does, when somebody asks.
+//! key's), so this goes on where it stopped, at this master or another. A write that was under way when the newest key came is
+//! behind as well, and not to be told by its revision: before a key goes, every value is written once more. Must not make keys:
+//! `secrets` does, when somebody asks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use store::seal::{KeyInfo, Keyring};
 use store::{
-    Compare, Entry, KeyRange, Op, Range, ReadError, Store, Txn, WatchError, WatchRequest,
+    Compare, Entry, KeyRange, Op, Range, ReadError, Revision, Store, Txn, WatchError, WatchRequest,
     WriteError,
 };
 use tokio::sync::watch;
@@ -92,23 +94,21 @@ async fn follow(
     // From now on nothing is ever compacted.
     let Ok(mut watcher) = store.watch(request) else { return Ok(()) };
     loop {
-        let next = match pass(store, ring, progress, pace).await {
-            Ok(()) if obsolete(store, ring).is_empty() => None,
-            Ok(()) => Some(Instant::now() + pace.keep),
-            Err(error) => {
-                tracing::warn!(%error, "sealed values could not be written again; trying later");
-                tokio::time::sleep(pace.retry).await;
-                continue;
-            }
-        };
-        let Some(at) = next else {
+        if let Err(error) = pass(store, ring, progress, pace).await {
+            tracing::warn!(%error, "sealed values could not be written again; trying later");
+            tokio::time::sleep(pace.retry).await;
+            continue;
+        }
+        let newest = ring.keys().pop().filter(|newest| !obsolete(store, newest).is_empty());
+        let Some(newest) = newest else {
             watcher.next().await?;
             continue;
         };
+        let at = Instant::now() + pace.keep;
         tokio::select! {
             event = watcher.next() => drop(event?),
             () = tokio::time::sleep_until(at) => {
-                if let Err(error) = retire(store, ring, progress, pace).await {
+                if let Err(error) = retire(store, &newest, progress, pace).await {
                     tracing::warn!(%error, "old encryption keys could not be removed; trying later");
                 }
             }
@@ -116,10 +116,10 @@ async fn follow(
     }
 }
 
-/// Values that the newest key has not sealed.
-fn behind(store: &Store, newest: &KeyInfo) -> Result<Vec<Arc<Entry>>, ReadError> {
+/// Values written before `revision`: with that of the newest key, those that it has not sealed.
+fn behind(store: &Store, revision: Revision) -> Result<Vec<Arc<Entry>>, ReadError> {
     let mut entries = store.range(&Range::all(KeyRange::Prefix(SEALED_PREFIX.into())))?.entries;
-    entries.retain(|entry| entry.mod_revision < newest.revision);
+    entries.retain(|entry| entry.mod_revision < revision);
     Ok(entries)
 }
 
@@ -131,22 +131,31 @@ async fn pass(
 ) -> Result<(), PassError> {
     loop {
         let Some(newest) = ring.keys().pop() else { return Ok(()) };
-        let behind = behind(store, &newest)?;
-        progress.left.store(behind.len() as u64, Ordering::Relaxed);
-        if behind.is_empty() {
+        if !renew(store, &newest, newest.revision, (progress, pace)).await? {
             return Ok(());
         }
-        tracing::info!(
-            values = behind.len(),
-            key = newest.name,
-            "sealing values with the newest key"
-        );
-        for entry in &behind {
-            rewrite(store, entry).await?;
-            progress.left.fetch_sub(1, Ordering::Relaxed);
-            tokio::time::sleep(pace.pause).await;
-        }
     }
+}
+
+/// Writes again what was written before `revision`; whether there was something.
+async fn renew(
+    store: &Store,
+    newest: &KeyInfo,
+    revision: Revision,
+    (progress, pace): (&Progress, Pace),
+) -> Result<bool, PassError> {
+    let behind = behind(store, revision)?;
+    progress.left.store(behind.len() as u64, Ordering::Relaxed);
+    if behind.is_empty() {
+        return Ok(false);
+    }
+    tracing::info!(values = behind.len(), key = newest.name, "sealing values with the newest key");
+    for entry in &behind {
+        rewrite(store, entry).await?;
+        progress.left.fetch_sub(1, Ordering::Relaxed);
+        tokio::time::sleep(pace.pause).await;
+    }
+    Ok(true)
 }
 
 /// Whoever changed or deleted the value meanwhile has done it for us.
@@ -156,14 +165,12 @@ async fn rewrite(store: &Store, entry: &Entry) -> Result<(), WriteError> {
     store.txn(Txn { compare, success: vec![put], failure: Vec::new() }).await.map(drop)
 }
 
-/// The store's keys of all encryption keys but the newest.
-fn obsolete(store: &Store, ring: &Keyring) -> Vec<Arc<Entry>> {
-    let Some(newest) = ring.keys().pop() else { return Vec::new() };
-    let key = format!("{ENCRYPTION_PREFIX}{}", newest.name);
+/// The store's keys of the encryption keys that are older than `newest`.
+fn obsolete(store: &Store, newest: &KeyInfo) -> Vec<Arc<Entry>> {
     let range = Range::all(KeyRange::Prefix(ENCRYPTION_PREFIX.into()));
     match store.range(&range) {
         Ok(mut found) => {
-            found.entries.retain(|entry| *entry.key != *key.as_bytes());
+            found.entries.retain(|entry| entry.mod_revision < newest.revision);
             found.entries
         }
         Err(error) => {
@@ -173,19 +180,25 @@ fn obsolete(store: &Store, ring: &Keyring) -> Vec<Arc<Entry>> {
     }
 }
 
-/// Removes keys that nothing needs: the state has no value of theirs, and files that do have the keys, too.
+/// Removes keys that nothing needs: the state has no value of theirs, and files that do have the keys, too. By now every master
+/// seals with `newest`, so what is written again here no older key has sealed.
 async fn retire(
     store: &Store,
-    ring: &Keyring,
+    newest: &KeyInfo,
     progress: &Progress,
     pace: Pace,
 ) -> Result<(), PassError> {
-    pass(store, ring, progress, pace).await?;
-    for entry in obsolete(store, ring) {
-        let compare = vec![Compare::unchanged(entry.key.to_vec(), entry.mod_revision)];
+    renew(store, newest, store.revision() + 1, (progress, pace)).await?;
+    let key = format!("{ENCRYPTION_PREFIX}{}", newest.name).into_bytes();
+    for entry in obsolete(store, newest) {
+        let compare = vec![
+            Compare::unchanged(entry.key.to_vec(), entry.mod_revision),
+            Compare::unchanged(key.clone(), newest.revision),
+        ];
         let success = vec![Op::delete(entry.key.to_vec())];
-        store.txn(Txn { compare, success, failure: Vec::new() }).await?;
-        tracing::info!(key = %String::from_utf8_lossy(&entry.key), "removed an old encryption key");
+        if store.txn(Txn { compare, success, failure: Vec::new() }).await?.succeeded {
+            tracing::info!(key = %String::from_utf8_lossy(&entry.key), "removed an old encryption key");
+        }
     }
     Ok(())
 }
@@ -229,14 +242,14 @@ mod tests {
         let running =
             tokio::spawn(run(store.clone(), ring.clone(), progress.clone(), pace, stopped));
         let newest = || ring.keys().pop().unwrap();
-        let all_new = || behind(&store, &newest()).unwrap().is_empty();
+        let all_new = || behind(&store, newest().revision).unwrap().is_empty();
         until("plain values are sealed", all_new).await;
 
         assert_eq!(secrets.add_encryption_key().await.unwrap().unwrap(), "0002");
         assert_eq!(newest().name, "0002");
         until("values are sealed with the new key", all_new).await;
-        assert_eq!(obsolete(&store, &ring).len(), 1, "the old key is kept for a while");
-        until("the old key goes", || obsolete(&store, &ring).is_empty()).await;
+        assert_eq!(obsolete(&store, &newest()).len(), 1, "the old key is kept for a while");
+        until("the old key goes", || obsolete(&store, &newest()).is_empty()).await;
         assert_eq!(progress.left.load(Ordering::Relaxed), 0);
         let revision = store.revision();
         tokio::time::sleep(pace.keep * 2).await;
@@ -244,6 +257,7 @@ mod tests {
         stop.send_replace(true);
         running.await.unwrap().unwrap();
         let entry = store.get(format!("{SEALED_PREFIX}default/a").as_bytes()).unwrap();
-        assert_eq!((&*entry.value, entry.version), (&b"plain"[..], 3));
+        // The third time because a write could have been under way when the second key came.
+        assert_eq!((&*entry.value, entry.version), (&b"plain"[..], 4));
     }
 }

@@ -3,20 +3,19 @@
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use jiff::Timestamp;
 use store::EtcdConfig;
-use store::migrate::{Moved, Occupied, Step, to_embedded, to_etcd};
+use store::migrate::{Moved, Occupied, Step, moved_earlier, to_embedded, to_etcd};
 
 use crate::cli::{DatastoreMigrateArgs, Direction, Output, RunArgs};
 use crate::config::Config;
 use crate::datastore::folder;
 use crate::figures::size;
-use crate::snapshot::{flush_folder_of, take};
+use crate::snapshot::{aside, flush_folder_of, put_in_place, rename, take};
 
 /// How often it is said how far a move is.
 const TELL_PERIOD: Duration = Duration::from_secs(1);
@@ -46,15 +45,6 @@ pub fn migrate(args: &DatastoreMigrateArgs) -> anyhow::Result<()> {
     summarise(args, &moved)
 }
 
-fn aside(data_dir: &Path, what: &str) -> PathBuf {
-    data_dir.join(format!("store.{what}-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
-}
-
-fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let renamed = fs::rename(from, to);
-    renamed.with_context(|| format!("{} to {}", from.display(), to.display()))
-}
-
 /// To etcd. The log gets another name, so that no master goes on with what is old from now on.
 async fn out(args: &DatastoreMigrateArgs, etcd: &EtcdConfig) -> anyhow::Result<Moved> {
     let store = folder(&args.data_dir);
@@ -64,7 +54,7 @@ async fn out(args: &DatastoreMigrateArgs, etcd: &EtcdConfig) -> anyhow::Result<M
     let occupied = if args.force { Occupied::Replace } else { Occupied::Refuse };
     let teller = Teller::default();
     let moved = Box::pin(to_etcd(&store, etcd, occupied, &|step| teller.tell(step))).await?;
-    let kept = aside(&args.data_dir, "moved");
+    let kept = aside(&store, "moved");
     rename(&store, &kept)?;
     flush_folder_of(&store)?;
     writeln!(io::stderr(), "The log is kept in {}.", kept.display())?;
@@ -81,20 +71,26 @@ async fn back(args: &DatastoreMigrateArgs, etcd: &EtcdConfig) -> anyhow::Result<
         bail!("{} holds a cluster's state already; --force moves it aside", store.display());
     }
     let moving = args.data_dir.join("store.moving");
-    if moving.exists() {
-        fs::remove_dir_all(&moving).with_context(|| moving.display().to_string())?;
+    let moved = match earlier(etcd, &moving).await? {
+        Some(moved) => moved,
+        None => {
+            let teller = Teller::default();
+            Box::pin(to_embedded(etcd, &moving, &|step| teller.tell(step))).await?
+        }
+    };
+    put_in_place(&moving, &store, occupied)?;
+    Ok(moved)
+}
+
+/// What was moved by a command that ended ahead of its last step; what another one left is removed.
+async fn earlier(etcd: &EtcdConfig, moving: &Path) -> anyhow::Result<Option<Moved>> {
+    if !moving.exists() {
+        return Ok(None);
     }
-    let teller = Teller::default();
-    let moved = Box::pin(to_embedded(etcd, &moving, &|step| teller.tell(step))).await?;
-    if occupied {
-        let kept = aside(&args.data_dir, "replaced");
-        rename(&store, &kept)?;
-        writeln!(io::stderr(), "The log that was there is kept in {}.", kept.display())?;
-    } else if store.exists() {
-        fs::remove_dir_all(&store).with_context(|| store.display().to_string())?;
+    let moved = Box::pin(moved_earlier(etcd, moving)).await?;
+    if moved.is_none() {
+        fs::remove_dir_all(moving).with_context(|| moving.display().to_string())?;
     }
-    rename(&moving, &store)?;
-    flush_folder_of(&store)?;
     Ok(moved)
 }
 

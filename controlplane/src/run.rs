@@ -95,6 +95,10 @@ async fn open_store(config: &Config) -> anyhow::Result<(Store, Secrets)> {
         anyhow::Ok((store.clone(), Secrets::open(store, loaded).await?))
     };
     let (store, secrets) = opened().await?;
+    if let Err(error) = takeover::remove(&config.data_dir) {
+        let error = format!("{error:#}");
+        tracing::error!(%error, "what an interrupted renewal of the log left holds Secrets that are not encrypted, and can't be removed");
+    }
     if config.datastore.is_some() || !secrets.ring().met_plain() {
         return Ok((store, secrets));
     }

@@ -124,7 +124,7 @@ pub async fn run(
 /// How long the newest snapshot of an earlier process is good for.
 fn first_wait(schedule: &Schedule, told: &Told) -> Duration {
     let Ok(found) = list(&schedule.dir) else { return Duration::ZERO };
-    let Some((_, path)) = found.last() else { return Duration::ZERO };
+    let Some((_, _, path)) = found.last() else { return Duration::ZERO };
     let Ok(metadata) = fs::metadata(path) else { return Duration::ZERO };
     let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     if let Ok(at) = Timestamp::try_from(modified) {
@@ -145,14 +145,16 @@ async fn take(store: &Store, schedule: &Schedule) -> Result<Last, ScheduleError>
     snapshot::save(reader, &path).await?;
     let bytes = fs::metadata(&path).map_err(file(&path))?.len();
     tracing::info!(file = %path.display(), bytes, "took a scheduled snapshot");
-    let mut kept = list(dir).map_err(file(dir))?;
-    for (_, old) in kept.drain(..kept.len().saturating_sub(schedule.retention.max(1))) {
+    let mut others = list(dir).map_err(file(dir))?;
+    others.retain(|(_, _, other)| *other != path);
+    // This one is kept, whatever the order says: a clock may have been set back.
+    for (_, _, old) in others.drain(..(others.len() + 1).saturating_sub(schedule.retention.max(1)))
+    {
         fs::remove_file(&old).map_err(file(&old))?;
     }
     Ok(Last { at, bytes })
 }
 
-/// Revisions never go down, also where a clock does: they order the names.
 fn name(revision: Revision, at: Timestamp) -> String {
     format!("{PREFIX}{revision:012}-{}{ENDING}", at.strftime("%Y%m%dT%H%M%SZ"))
 }
@@ -162,12 +164,14 @@ fn parse(name: &str) -> Option<Revision> {
     revision.parse().ok()
 }
 
-/// The snapshots of a folder, oldest first.
-fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
+/// The snapshots of a folder, oldest first. Those of another store, whose revisions were higher, are older all the same.
+fn list(dir: &Path) -> io::Result<Vec<(SystemTime, Revision, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        found.extend(entry.file_name().to_str().and_then(parse).map(|own| (own, entry.path())));
+        if let Some(revision) = entry.file_name().to_str().and_then(parse) {
+            found.push((entry.metadata()?.modified()?, revision, entry.path()));
+        }
     }
     found.sort();
     Ok(found)
@@ -231,6 +235,11 @@ mod tests {
         for name in [foreign, partial] {
             fs::write(dir.join(name), "").unwrap();
         }
+        // Of a store that was there before, and was further.
+        let former = dir.join("flotilla-r000000999999-20200101T000000Z.snapshot");
+        fs::write(&former, "").unwrap();
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        fs::File::options().write(true).open(&former).unwrap().set_modified(old).unwrap();
         store.txn(Txn::of(vec![Op::put("a", "1")])).await.unwrap();
         let before = told.now().taken;
         until("it goes on", || told.now().taken > before + 3).await;
@@ -240,8 +249,8 @@ mod tests {
         assert!(found.contains(&foreign.to_owned()), "{found:?}");
         assert!(!found.contains(&partial.to_owned()), "{found:?}");
         let own = list(&dir).unwrap();
-        assert!(own.len() <= 2 && !own.is_empty(), "{found:?}");
-        let newest = snapshot::verify(&own.last().unwrap().1).unwrap();
+        assert!(own.len() <= 2 && !own.is_empty() && !former.exists(), "{found:?}");
+        let newest = snapshot::verify(&own.last().unwrap().2).unwrap();
         assert_eq!((newest.revision, newest.keys), (store.revision(), 1));
 
         let told = Told::default();

@@ -74,8 +74,12 @@ async fn save_online(local: &Local, file: &Path) -> anyhow::Result<SnapshotInfo>
 }
 
 async fn receive(mut pieces: Pieces, path: &Path) -> anyhow::Result<()> {
-    let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(path)?;
+    // What had the name is not written to: it may be somebody else's to read, or a link.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(FILE_MODE).open(path)?;
     let terminal = io::stderr().is_terminal();
     let (mut written, mut flushed) = (0, 0);
     while let Some((piece, left)) = pieces.next().await? {
@@ -145,7 +149,8 @@ pub fn restore(args: &SnapshotRestoreArgs) -> anyhow::Result<()> {
         fs::remove_dir_all(&restoring).with_context(|| restoring.display().to_string())?;
         return Err(error);
     }
-    put_in_place(args, &loaded, &restoring, occupied)?;
+    keep_secret(args, &loaded)?;
+    put_in_place(&restoring, &store, occupied)?;
     tell(args.output, "Restored", &args.file, &info)?;
     if args.output == Output::Text {
         writeln!(io::stdout(), "Start the master now; nodes come back by themselves.")?;
@@ -190,42 +195,46 @@ fn open_once(dir: &Path, loaded: &Loaded) -> anyhow::Result<()> {
     Ok(loaded.check(&sealed)?)
 }
 
-fn put_in_place(
-    args: &SnapshotRestoreArgs,
-    loaded: &Loaded,
-    restoring: &Path,
-    occupied: bool,
-) -> anyhow::Result<()> {
-    let (dir, store) = (&args.data_dir, folder(&args.data_dir));
-    let aside = |name: &str| {
-        dir.join(format!("{name}.replaced-{}", Timestamp::now().strftime("%Y%m%dT%H%M%SZ")))
-    };
-    let moved = |from: &Path, to: &Path| {
-        fs::rename(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))
-    };
-    let secret = dir.join(secrets::FILE_NAME);
-    if secrets::read_secret(&secret).ok().flatten().as_ref() != Some(loaded.ring().secret()) {
-        if secret.exists() {
-            moved(&secret, &aside(secrets::FILE_NAME))?;
-        }
-        secrets::write_secret(&secret, loaded.ring().secret())?;
+/// The name of what is replaced, or left.
+pub(crate) fn aside(path: &Path, what: &str) -> PathBuf {
+    let now = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    PathBuf::from(format!("{}.{what}-{now}", path.display()))
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let renamed = fs::rename(from, to);
+    renamed.with_context(|| format!("{} to {}", from.display(), to.display()))
+}
+
+/// The restored store's cluster secret becomes the master's.
+fn keep_secret(args: &SnapshotRestoreArgs, loaded: &Loaded) -> anyhow::Result<()> {
+    let secret = args.data_dir.join(secrets::FILE_NAME);
+    if secrets::read_secret(&secret).ok().flatten().as_ref() == Some(loaded.ring().secret()) {
+        return Ok(());
     }
+    if secret.exists() {
+        rename(&secret, &aside(&secret, "replaced"))?;
+    }
+    Ok(secrets::write_secret(&secret, loaded.ring().secret())?)
+}
+
+/// Gives a whole log its name. What had the name is kept, if it is `occupied`.
+pub(crate) fn put_in_place(whole: &Path, store: &Path, occupied: bool) -> anyhow::Result<()> {
     if occupied {
         // In one step: at no time there is no store, of which a starting master would make an empty cluster.
-        let kept = aside("store");
-        renameat_with(CWD, restoring, CWD, &store, RenameFlags::EXCHANGE).with_context(|| {
-            format!("exchanging {} and {}", restoring.display(), store.display())
-        })?;
-        flush_folder_of(&store)?;
-        moved(restoring, &kept)?;
+        let kept = aside(store, "replaced");
+        renameat_with(CWD, whole, CWD, store, RenameFlags::EXCHANGE)
+            .with_context(|| format!("exchanging {} and {}", whole.display(), store.display()))?;
+        flush_folder_of(store)?;
+        rename(whole, &kept)?;
         writeln!(io::stderr(), "The state that was there is kept in {}.", kept.display())?;
-    } else if store.exists() {
-        fs::remove_dir_all(&store).with_context(|| store.display().to_string())?;
-        moved(restoring, &store)?;
     } else {
-        moved(restoring, &store)?;
+        if store.exists() {
+            fs::remove_dir_all(store).with_context(|| store.display().to_string())?;
+        }
+        rename(whole, store)?;
     }
-    flush_folder_of(&store)
+    flush_folder_of(store)
 }
 
 fn tell(output: Output, what: &str, file: &Path, info: &SnapshotInfo) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 //! put in its place at once, and no file of before stays. Once in the life of a cluster; must not be interrupted into a loss.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -10,14 +11,18 @@ use store::{Store, snapshot};
 
 use crate::datastore::folder;
 
+const RENEWED: &str = "store.renewed";
+const SNAPSHOT: &str = "store.renewed.snapshot";
+const UNFINISHED: &str = "store.renewed.snapshot.unfinished";
+
 /// Writes the log anew. The store is closed, and may be opened again, also after an error.
 ///
 /// # Errors
 /// The disk says no; then all is as it was.
 pub async fn renew(data_dir: &Path, store: Store) -> anyhow::Result<()> {
-    let (own, renewed) = (folder(data_dir), data_dir.join("store.renewed"));
-    let file = data_dir.join("store.renewed.snapshot");
-    remove(&renewed, &file)?;
+    let (own, renewed) = (folder(data_dir), data_dir.join(RENEWED));
+    let file = data_dir.join(SNAPSHOT);
+    remove(data_dir)?;
     let (revision, keys) = (store.revision(), store.metrics().keys);
     let saved = snapshot::save(store.snapshot(), &file).await;
     store.close().await;
@@ -32,16 +37,44 @@ pub async fn renew(data_dir: &Path, store: Store) -> anyhow::Result<()> {
             .with_context(|| format!("exchanging {} and {}", own.display(), renewed.display()))?;
         File::open(data_dir)?.sync_all().with_context(|| data_dir.display().to_string())
     });
-    remove(&renewed, &file)?;
+    remove(data_dir)?;
     made
 }
 
-fn remove(renewed: &Path, file: &Path) -> anyhow::Result<()> {
-    if renewed.exists() {
-        fs::remove_dir_all(renewed).with_context(|| renewed.display().to_string())?;
-    }
-    if file.exists() {
-        fs::remove_file(file).with_context(|| file.display().to_string())?;
+/// Removes what an interrupted renewal left: the log of before, or one that is not whole. The caller has the folder for itself.
+///
+/// # Errors
+/// The disk says no.
+pub fn remove(data_dir: &Path) -> anyhow::Result<()> {
+    let removed = |path: &Path, removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
+    };
+    let renewed = data_dir.join(RENEWED);
+    removed(&renewed, fs::remove_dir_all(&renewed))?;
+    for name in [SNAPSHOT, UNFINISHED] {
+        let file = data_dir.join(name);
+        removed(&file, fs::remove_file(&file))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_stays_of_an_interrupted_renewal() {
+        let dir = tempfile::tempdir().unwrap();
+        remove(dir.path()).unwrap();
+        fs::create_dir_all(dir.path().join(RENEWED)).unwrap();
+        for name in ["store.renewed/log", SNAPSHOT, UNFINISHED, "store"] {
+            fs::write(dir.path().join(name), "plain").unwrap();
+        }
+        remove(dir.path()).unwrap();
+        let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["store"]);
+    }
 }

@@ -27,6 +27,8 @@ const TTL_SECONDS: i64 = 10;
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(3);
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Tunnels told of in one transaction: less than the operations that etcd takes by default.
+const TUNNELS_AT_ONCE: usize = 100;
 /// One question to the datastore; longer, and the next one may find another member.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A master that has not reached the datastore for so long is of no use to its nodes, while another one may be. An election of
@@ -91,14 +93,45 @@ fn write(compare: Vec<Compare>, op: Op) -> Txn {
     Txn { compare, success: vec![op], failure: Vec::new() }
 }
 
-/// What must be said, and taken back, so that others know of exactly the tunnels in `held`.
+/// What stands in the store of a node's tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// This master, under the lease that it keeps.
+    Own,
+    /// This master, under a lease that ends: a write that came late.
+    Ending,
+    /// Another master.
+    Other,
+}
+
+/// What must be said, and taken back, so that others know of exactly the tunnels in `held`. What was said of a tunnel once is not said
+/// again to a master that has the node since.
 fn plan(
     held: &HashMap<String, u64>,
     said: &HashMap<String, u64>,
+    standing: &HashMap<String, Standing>,
 ) -> (Vec<(String, u64)>, Vec<String>) {
-    let news = held.iter().filter(|(node, id)| said.get(*node) != Some(*id));
-    let gone = said.keys().filter(|node| !held.contains_key(*node));
-    (news.map(|(node, id)| (node.clone(), *id)).collect(), gone.cloned().collect())
+    let news = held.iter().filter(|(node, id)| {
+        said.get(*node) != Some(*id) || matches!(standing.get(*node), None | Some(Standing::Ending))
+    });
+    let gone = standing
+        .iter()
+        .filter(|(node, standing)| **standing != Standing::Other && !held.contains_key(*node));
+    let gone = gone.map(|(node, _)| node.clone());
+    (news.map(|(node, id)| (node.clone(), *id)).collect(), gone.collect())
+}
+
+fn put_tunnel(id: &str, lease: i64, node: &str) -> Op {
+    Op::Put { key: tunnel_key(node), value: id.to_owned().into(), lease }
+}
+
+/// Another master may hold it by now.
+fn delete_own_tunnel(id: &str, node: &str) -> Op {
+    let key = tunnel_key(node);
+    let target = Target::Value(id.to_owned().into());
+    let (keys, relation) = (KeyRange::Key(key.clone()), Relation::Equal);
+    let own = Compare { keys, target, relation };
+    Op::Txn(Box::new(write(vec![own], Op::delete(key))))
 }
 
 impl Peers {
@@ -168,11 +201,21 @@ impl Peers {
 
     async fn announce(&self, id: &str) -> Result<i64, Failed> {
         let lease = bounded(self.store.lease_grant(0, TTL_SECONDS)).await?;
+        self.record((id, lease)).await?;
+        Ok(lease)
+    }
+
+    /// Writes the master's record, unless it is there under this lease. An earlier write can come late and bind it to a lease that ends.
+    async fn record(&self, (id, lease): (&str, i64)) -> Result<(), Failed> {
+        let key = master_key(id);
+        if self.store.get(&key).is_some_and(|entry| entry.lease == lease) {
+            return Ok(());
+        }
         let record = Record { address: self.own.ip(), port: self.own.port() };
         let value = serde_json::to_vec(&record).unwrap_or_default();
-        let op = Op::Put { key: master_key(id), value: value.into(), lease };
+        let op = Op::Put { key, value: value.into(), lease };
         bounded(self.store.txn(write(Vec::new(), op))).await?;
-        Ok(lease)
+        Ok(())
     }
 
     /// Sends the nodes to another master once this one is of no use to them.
@@ -197,7 +240,7 @@ impl Peers {
             let told = self.tell((id, lease), &tunnels.held(), &mut said).await;
             let kept = match told {
                 Ok(()) => tokio::select! {
-                    _ = tick.tick() => bounded(self.store.lease_keep_alive(lease)).await.map(drop),
+                    _ = tick.tick() => self.renew((id, lease)).await,
                     _ = changed.changed() => continue,
                 },
                 Err(error) => Err(error),
@@ -214,27 +257,45 @@ impl Peers {
         }
     }
 
+    async fn renew(&self, (id, lease): (&str, i64)) -> Result<(), Failed> {
+        bounded(self.store.lease_keep_alive(lease)).await?;
+        self.record((id, lease)).await
+    }
+
+    fn standing(&self, (id, lease): (&str, i64)) -> Result<HashMap<String, Standing>, Failed> {
+        let found = self.store.range(&Range::all(KeyRange::Prefix(TUNNELS.into())));
+        let found = found.map_err(WriteError::from)?.entries;
+        let standing = found.iter().filter_map(|entry| {
+            let node = std::str::from_utf8(entry.key.strip_prefix(TUNNELS.as_bytes())?).ok()?;
+            let standing = if entry.value != id.as_bytes() {
+                Standing::Other
+            } else if entry.lease == lease {
+                Standing::Own
+            } else {
+                Standing::Ending
+            };
+            Some((node.to_owned(), standing))
+        });
+        Ok(standing.collect())
+    }
+
+    /// In batches: the lease must not end under the tunnels of many nodes.
     async fn tell(
         &self,
         (id, lease): (&str, i64),
         held: &HashMap<String, u64>,
         said: &mut HashMap<String, u64>,
     ) -> Result<(), Failed> {
-        let (news, gone) = plan(held, said);
-        for (node, tunnel) in news {
-            let (key, value) = (tunnel_key(&node), id.to_owned().into());
-            let op = Op::Put { key, value, lease };
-            bounded(self.store.txn(write(Vec::new(), op))).await?;
-            said.insert(node, tunnel);
+        said.retain(|node, _| held.contains_key(node));
+        let (news, gone) = plan(held, said, &self.standing((id, lease))?);
+        for batch in news.chunks(TUNNELS_AT_ONCE) {
+            let puts = batch.iter().map(|(node, _)| put_tunnel(id, lease, node)).collect();
+            bounded(self.store.txn(Txn::of(puts))).await?;
+            said.extend(batch.iter().cloned());
         }
-        for node in gone {
-            let key = tunnel_key(&node);
-            let target = Target::Value(id.to_owned().into());
-            let (keys, relation) = (KeyRange::Key(key.clone()), Relation::Equal);
-            // Another master may hold it by now.
-            let own = Compare { keys, target, relation };
-            bounded(self.store.txn(write(vec![own], Op::delete(key)))).await?;
-            said.remove(&node);
+        for batch in gone.chunks(TUNNELS_AT_ONCE) {
+            let deletes = batch.iter().map(|node| delete_own_tunnel(id, node)).collect();
+            bounded(self.store.txn(Txn::of(deletes))).await?;
         }
         Ok(())
     }
@@ -257,5 +318,70 @@ async fn bounded<T>(asked: impl Future<Output = Result<T, WriteError>>) -> Resul
     match timeout(ANSWER_TIMEOUT, asked).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Failed::TimedOut),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_is_made_what_is_held() {
+        let map = |tunnels: &[(&str, u64)]| -> HashMap<String, u64> {
+            tunnels.iter().map(|(node, id)| ((*node).to_owned(), *id)).collect()
+        };
+        let held = map(&[("a", 1)]);
+        let (said, unsaid, renewed) = (map(&[("a", 1)]), map(&[]), map(&[("a", 0)]));
+        let (put, none) = (vec![("a".to_owned(), 1)], Vec::new());
+        for (said, standing, expected) in [
+            (&unsaid, None, &put),
+            (&said, Some(Standing::Own), &none),
+            // Its lease ended, or a write of an earlier lease came late.
+            (&said, None, &put),
+            (&said, Some(Standing::Ending), &put),
+            // The node went to another master, and came back with a new tunnel.
+            (&said, Some(Standing::Other), &none),
+            (&renewed, Some(Standing::Other), &put),
+        ] {
+            let standing = standing.map(|standing| ("a".to_owned(), standing)).into_iter();
+            let (news, gone) = plan(&held, said, &standing.collect());
+            assert_eq!((&news, gone.len()), (expected, 0));
+        }
+        // Also what was never known to be said.
+        let standing = [("own", Standing::Own), ("late", Standing::Ending), ("b", Standing::Other)];
+        let standing = standing.map(|(node, standing)| (node.to_owned(), standing)).into();
+        let (news, mut gone) = plan(&unsaid, &unsaid, &standing);
+        gone.sort();
+        assert_eq!((news.len(), gone), (0, vec!["late".to_owned(), "own".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn a_record_bound_to_another_lease_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(store::Config::new(dir.path())).unwrap();
+        let own = "192.0.2.1:6443".parse().unwrap();
+        let peers = Peers { store: store.clone(), id: Some("m".to_owned()), own };
+        let lease = peers.announce("m").await.unwrap();
+        let revision = store.revision();
+        peers.renew(("m", lease)).await.unwrap();
+        assert_eq!(store.revision(), revision, "what is right is not written again");
+
+        let earlier = store.lease_grant(0, TTL_SECONDS).await.unwrap();
+        let late = Op::Put { key: master_key("m"), value: "{}".into(), lease: earlier };
+        store.txn(Txn::of(vec![late])).await.unwrap();
+        peers.renew(("m", lease)).await.unwrap();
+        assert_eq!(store.get(&master_key("m")).unwrap().lease, lease);
+        store.lease_revoke(earlier).await.unwrap();
+        assert_eq!(peers.masters(), [own].into());
+        assert!(store.get(&master_key("m")).is_some());
+
+        let nodes: HashMap<_, _> = (0..250).map(|node| (format!("n{node}"), node)).collect();
+        let mut said = HashMap::new();
+        let before = store.revision();
+        peers.tell(("m", lease), &nodes, &mut said).await.unwrap();
+        assert_eq!((store.revision(), said.len()), (before + 3, 250));
+        peers.tell(("m", lease), &HashMap::new(), &mut HashMap::new()).await.unwrap();
+        assert!(peers.standing(("m", lease)).unwrap().is_empty());
+        store.close().await;
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use imbl::Vector;
 
-use crate::revision::{Entry, Event, Revision};
+use crate::revision::{Entry, Event, FIRST_REVISION, Revision};
 use crate::txn::KeyRange;
 
 /// Changes behind `compacted`, oldest first. Cloning shares.
@@ -18,15 +18,24 @@ pub(crate) struct History {
     bytes: usize,
     /// Every change up to here is gone.
     compacted: Revision,
+    /// The deletions of that revision itself, which the state does not tell; `None`: they are not known.
+    deleted: Option<Vector<Arc<Event>>>,
 }
 
 impl History {
     pub(crate) fn new(compacted: Revision) -> Self {
-        Self { events: Vector::new(), bytes: 0, compacted }
+        // At the first revision there was nothing to delete.
+        let deleted = (compacted <= FIRST_REVISION).then(Vector::new);
+        Self { events: Vector::new(), bytes: 0, compacted, deleted }
     }
 
     pub(crate) fn compacted(&self) -> Revision {
         self.compacted
+    }
+
+    /// The deletions of the revision [`History::compacted`], if they are known.
+    pub(crate) fn deleted_last(&self) -> Option<impl Iterator<Item = &Arc<Event>>> {
+        self.deleted.as_ref().map(|deleted| deleted.iter())
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -63,7 +72,11 @@ impl History {
                 forgotten.push(event);
             }
         }
-        self.compacted = self.compacted.max(revision);
+        if revision > self.compacted {
+            let deletes = |event: &&Arc<Event>| event.revision == revision && event.after.is_none();
+            self.deleted = Some(forgotten.iter().filter(deletes).cloned().collect());
+            self.compacted = revision;
+        }
         forgotten
     }
 
@@ -108,5 +121,48 @@ impl History {
             }
         }
         then
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::revision::Extracts;
+
+    fn entry(key: &'static str, revision: Revision) -> Arc<Entry> {
+        let (create_revision, mod_revision) = (revision, revision);
+        let (key, value, extracted) = (key.into(), Bytes::new(), Extracts::default());
+        Arc::new(Entry {
+            key,
+            value,
+            create_revision,
+            mod_revision,
+            version: 1,
+            lease: 0,
+            extracted,
+        })
+    }
+
+    fn deleted(history: &History) -> Option<usize> {
+        history.deleted_last().map(Iterator::count)
+    }
+
+    #[test]
+    fn deletions_of_the_compacted_revision_are_remembered_while_known() {
+        assert_eq!(deleted(&History::new(FIRST_REVISION)), Some(0));
+        let mut history = History::new(5);
+        assert_eq!(deleted(&history), None, "what was at 5 was never seen");
+        for (revision, key) in [(6, "a"), (7, "b"), (7, "c"), (8, "d")] {
+            let (before, after) = (entry(key, 2), entry(key, revision));
+            history.push(match key {
+                "d" => Event::new(revision, None, Some(after)),
+                _ => Event::new(revision, Some(before), None),
+            });
+        }
+        for (revision, known) in [(5, None), (6, Some(1)), (7, Some(2)), (6, Some(2)), (8, Some(0))]
+        {
+            history.compact(revision);
+            assert_eq!(deleted(&history), known, "{revision}");
+        }
     }
 }

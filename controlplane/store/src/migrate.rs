@@ -5,6 +5,7 @@ mod target;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
 use tokio::time::Instant;
@@ -21,6 +22,8 @@ use crate::{Config, EtcdConfig, FIRST_REVISION, Store};
 
 /// Where a running master says that it is there.
 const MASTERS_PREFIX: &str = "/flotilla/masters/";
+/// Where the keys are that seal values.
+const ENCRYPTION_PREFIX: &str = "/flotilla/secrets/encryption-";
 /// Keys with a shorter lease could die under way; those of masters and tunnels have 10 s, those of events an hour.
 const LEASE_SECONDS_MIN: u64 = 120;
 
@@ -231,6 +234,8 @@ async fn write_to_etcd(
     target.wait(Instant::now() + etcd.open_timeout).await?;
     target.check(occupied).await?;
     tell(Step::Emptying);
+    // First: what is half emptied is opened by nobody.
+    target.begin().await?;
     target.empty().await?;
     let begun = target.begin().await?;
     // The first key that is written gets a revision behind `begun`.
@@ -238,7 +243,7 @@ async fn write_to_etcd(
     for (id, ttl_seconds) in &state.leases {
         target.grant(*id, *ttl_seconds).await?;
     }
-    target.write(state.map.values(), state.map.len(), tell).await?;
+    target.write(&in_order(&state.map), tell).await?;
     tell(Step::Verifying);
     let wanted = Digest::of(&state.map);
     let (found, last) = target.digest().await?;
@@ -252,6 +257,19 @@ async fn write_to_etcd(
         revision,
         sha256: found.sha256(),
     })
+}
+
+/// All entries in the order of keys, but the newest encryption key behind them: what the masters find to be older than it they seal
+/// with it, so that nothing stays plain, nor sealed with a key that goes.
+fn in_order(map: &Map) -> Vec<&Arc<Entry>> {
+    let mut entries: Vec<_> = map.values().collect();
+    let is_key = |entry: &Entry| entry.key.starts_with(ENCRYPTION_PREFIX.as_bytes());
+    let keys = entries.iter().enumerate().filter(|(_, entry)| is_key(entry));
+    if let Some((at, _)) = keys.max_by_key(|(_, entry)| entry.mod_revision) {
+        let newest = entries.remove(at);
+        entries.push(newest);
+    }
+    entries
 }
 
 /// What belongs to a datastore and not to the cluster stays behind, and what dies with its owner: who is stopped, or writes it anew.
@@ -325,26 +343,62 @@ async fn write_to_log(
     std::fs::remove_file(&file).ok();
     restored?;
     tell(Step::Verifying);
+    let (found, moved) = summed_up(dir).await?;
+    wanted.same(&found, &dir.display().to_string())?;
+    leave(store, (revision, &moved.sha256), &at).await?;
+    Ok(moved)
+}
+
+/// What a log in `dir` holds that was moved there.
+async fn summed_up(dir: &Path) -> Result<(Digest, Moved), MigrateError> {
     let copy = Store::open(Config::new(dir))?;
     let all = copy.inner.published.snapshot();
-    let found = Digest::of(&all.map);
     copy.close().await;
-    wanted.same(&found, &dir.display().to_string())?;
-    leave(store, revision, &at).await?;
-    Ok(Moved {
+    let found = Digest::of(&all.map);
+    let moved = Moved {
         keys: found.keys,
         bytes: found.bytes,
         leases: all.leases.len(),
-        from_revision: revision,
+        from_revision: all.revision - 1,
         revision: all.revision,
         sha256: found.sha256(),
-    })
+    };
+    Ok((found, moved))
+}
+
+/// What an earlier [`to_embedded`] moved into a log in `dir`, where it came to its end: the etcd cluster is left for this log. `None`: the
+/// etcd cluster is not left.
+///
+/// # Errors
+/// The etcd cluster isn't there, or is left for something else.
+pub async fn moved_earlier(etcd: &EtcdConfig, dir: &Path) -> Result<Option<Moved>, MigrateError> {
+    let target = Target::new(etcd)?;
+    target.wait(Instant::now() + etcd.open_timeout).await?;
+    let Some(mark) = target.mark().await? else { return Ok(None) };
+    match summed_up(dir).await {
+        Ok((_, moved)) if mark == left_text(&moved.sha256) => Ok(Some(moved)),
+        // A log that can't be opened is not whole.
+        _ => {
+            let endpoints = target.name().to_owned();
+            Err(OpenError::Datastore { endpoints, reason: mark }.into())
+        }
+    }
+}
+
+fn left_text(sha256: &str) -> String {
+    format!(
+        "its state was moved into a master's own log; move it back, or empty the datastore (SHA-256 {sha256})"
+    )
 }
 
 /// Says in the datastore that its state is elsewhere now; not if it changed meanwhile.
-async fn leave(store: &Store, revision: Revision, at: &str) -> Result<(), MigrateError> {
+async fn leave(
+    store: &Store,
+    (revision, sha256): (Revision, &str),
+    at: &str,
+) -> Result<(), MigrateError> {
     let doing = "marking it as left";
-    let text = "its state was moved into a master's own log; move it back, or empty the datastore";
+    let text = left_text(sha256);
     let marked = store.txn(Txn::of(vec![Op::put(MOVING_KEY, text)])).await;
     let marked = marked.map_err(refused(at, doing))?;
     let everything = Range::all(KeyRange::Prefix(MASTERS_PREFIX.into()));

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use real_etcd::RealEtcd;
-use store::migrate::{MigrateError, Moved, Occupied, Step, to_embedded, to_etcd};
+use store::migrate::{MigrateError, Moved, Occupied, Step, moved_earlier, to_embedded, to_etcd};
 use store::{
     Config, EtcdConfig, KeyRange, Op, OpenError, Range, ReadError, Store, Txn, WatchRequest,
 };
@@ -43,6 +43,10 @@ async fn fill(dir: &Path) -> (Contents, i64, i64) {
     let leased = |key: &str, lease| Op::Put { key: key.into(), value: "event".into(), lease };
     let big = Op::put("/registry/big", vec![b'b'; 1 << 20]);
     store.txn(Txn::of(vec![leased("/registry/events/e", lease), big])).await.unwrap();
+    for key in ["encryption-0001", "encryption-0002", "ca"] {
+        let put = Op::put(format!("/flotilla/secrets/{key}"), "sealed");
+        store.txn(Txn::of(vec![put])).await.unwrap();
+    }
     let kept = contents(&store);
     store.txn(Txn::of(vec![leased("/flotilla/masters/m", dying)])).await.unwrap();
     let revision = store.revision();
@@ -84,7 +88,7 @@ async fn a_state_moves_into_etcd_and_back() {
     let (dir, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (was, revision, lease) = fill(dir.path()).await;
     let moved = moved_to_etcd(dir.path(), &etcd.config(), Occupied::Refuse).await.unwrap();
-    assert_eq!((moved.keys, moved.leases, moved.from_revision), (252, 1, revision));
+    assert_eq!((moved.keys, moved.leases, moved.from_revision), (255, 1, revision));
 
     let store = Store::open_etcd(etcd.config(), Config::new("")).await.unwrap();
     let there = contents(&store);
@@ -92,6 +96,9 @@ async fn a_state_moves_into_etcd_and_back() {
     assert_eq!(store.revision(), moved.revision);
     let lowest = there.values().map(|(_, revision, _)| *revision).min().unwrap();
     assert!(lowest > revision, "each key's revision is above all that was told: {lowest}");
+    let newest = there[&b"/flotilla/secrets/encryption-0002"[..]].1;
+    let later = there.values().filter(|(_, revision, _)| *revision >= newest).count();
+    assert_eq!(later, 1, "the masters seal everything with the newest key");
     assert_eq!(store.lease_time_to_live(lease).await.unwrap().keys, ["/registry/events/e"]);
     for from in [2, revision, revision + 1] {
         let gone = watch(&store, from).unwrap_err();
@@ -104,10 +111,11 @@ async fn a_state_moves_into_etcd_and_back() {
     store.close().await;
 
     let target = back.path().join("store");
+    assert_eq!(moved_earlier(&etcd.config(), &target).await.unwrap(), None);
     let returned = Box::pin(to_embedded(&etcd.config(), &target, &|_| ())).await.unwrap();
     assert_eq!(
         (returned.keys, returned.leases, returned.from_revision),
-        (252, 1, changed.revision)
+        (255, 1, changed.revision)
     );
     let store = Store::open(Config::new(&target)).unwrap();
     // A log of our own keeps every revision as it was.
@@ -116,6 +124,11 @@ async fn a_state_moves_into_etcd_and_back() {
     assert_eq!(store.lease_time_to_live(lease).await.unwrap().granted_seconds, 3600);
     assert!(matches!(watch(&store, revision), Err(ReadError::Compacted { .. })));
     store.close().await;
+
+    // Whoever was interrupted then finds what was moved; another log is not taken for it.
+    assert_eq!(moved_earlier(&etcd.config(), &target).await.unwrap().unwrap(), returned);
+    let other = moved_earlier(&etcd.config(), &dir.path().join("none")).await.unwrap_err();
+    assert!(other.to_string().contains("was moved into a master's own log"), "{other}");
 
     let left = Store::open_etcd(etcd.config(), Config::new("")).await.unwrap_err();
     let says = |reason: &str| reason.contains("was moved into a master's own log");

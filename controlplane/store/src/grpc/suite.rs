@@ -8,6 +8,7 @@
 //! - a compaction at a revision below 1 is refused as compacted, while a new etcd takes it;
 //! - an unknown sort order is refused, as etcd 3.6 does; an unknown comparison is refused;
 //! - previous values of a watch are there although their revision is compacted, while the history has the event;
+//! - a watch that begins with the revision of the last compaction is told what that revision deleted, as etcd 3.5.16 does;
 //! - a manual progress answer of etcd 3.4 overtakes events, ours waits for them, as etcd 3.5.8 does.
 
 mod clients;
@@ -217,6 +218,36 @@ async fn watches_begin_in_the_past_filter_and_are_cancelled_by_compaction() {
     // What the compaction left of its own revision is still told.
     let left = WatchCreateRequest { prev_kv: false, ..all(vec![1], 5) };
     assert_eq!(compared.watch(&left, 5).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_watch_from_the_compacted_revision_is_told_its_deletions() {
+    let kept = Ours::start().await;
+    let ours = Subject::InProcess(kept.services.clone());
+    for call in [
+        Call::Put(put("a/1", "1")),
+        Call::Put(put("b", "2")),
+        txn(vec![
+            Request::Put(put("a/2", "3")),
+            Request::DeleteRange(delete("a/1")),
+            Request::DeleteRange(delete("b")),
+        ]),
+        Call::Put(put("a/3", "4")),
+        Call::Compact(4),
+    ] {
+        ours.call(&call).await.unwrap();
+    }
+    for (filters, events) in [(vec![], 2), (vec![0], 1), (vec![1], 1)] {
+        let request = WatchCreateRequest {
+            key: "a/".into(),
+            range_end: "a0".into(),
+            start_revision: 4,
+            filters,
+            ..WatchCreateRequest::default()
+        };
+        let told = ours.watch(&request, 4).await;
+        assert_eq!(told.len(), 1 + events, "{told:?}");
+    }
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub(super) fn watch(services: Services, body: Incoming, stop: watch::Receiver<bo
     let (sender, receiver) = mpsc::channel(RESPONSES_MAX);
     let (ended, endings) = mpsc::channel(RESPONSES_MAX);
     let outlet = Outlet { services, sender };
-    let stream = Stream { outlet, watches: HashMap::new(), next_id: 0, ended };
+    let stream = Stream::new(outlet, ended);
     tokio::spawn(stream.run(Messages::new(body), endings, stop));
     Answer::Many(receiver)
 }
@@ -71,6 +71,8 @@ impl Outlet {
 /// A running watch.
 #[derive(Debug)]
 struct Watch {
+    /// Tells it from others that have the same id after each other.
+    generation: u64,
     /// Questions for its progress, which is told when everything before is sent.
     questions: mpsc::Sender<oneshot::Sender<Revision>>,
     task: JoinHandle<()>,
@@ -80,9 +82,13 @@ struct Stream {
     outlet: Outlet,
     watches: HashMap<i64, Watch>,
     next_id: i64,
+    next_generation: u64,
     /// Watches tell here that they ended by themselves.
-    ended: mpsc::Sender<i64>,
+    ended: mpsc::Sender<Ended>,
 }
+
+/// The id of a watch that ended, and its generation.
+type Ended = (i64, u64);
 
 impl Drop for Stream {
     fn drop(&mut self) {
@@ -93,18 +99,22 @@ impl Drop for Stream {
 }
 
 impl Stream {
+    fn new(outlet: Outlet, ended: mpsc::Sender<Ended>) -> Self {
+        Self { outlet, watches: HashMap::new(), next_id: 0, next_generation: 0, ended }
+    }
+
     async fn run(
         mut self,
         mut requests: Messages<WatchRequest>,
-        mut endings: mpsc::Receiver<i64>,
+        mut endings: mpsc::Receiver<Ended>,
         mut stop: watch::Receiver<bool>,
     ) {
         let (sender, mut reading) = (self.outlet.sender.clone(), true);
         loop {
             let request = tokio::select! {
                 request = requests.next(), if reading => request,
-                Some(id) = endings.recv() => {
-                    self.watches.remove(&id);
+                Some(ended) = endings.recv() => {
+                    self.forget(ended);
                     continue;
                 }
                 () = sender.closed() => return,
@@ -189,14 +199,22 @@ impl Stream {
         let (questions, asked) = mpsc::channel(1);
         let wanted = Wanted::of(request);
         let task = Task::new(self.outlet.clone(), Begin { id, keys, from }, wanted, asked);
-        let ended = self.ended.clone();
+        let (ended, generation) = (self.ended.clone(), self.next_generation);
+        self.next_generation += 1;
         let task = tokio::spawn(async move {
             if task.run().await.is_ok() {
                 // A stream that is over has forgotten the watch.
-                ended.send(id).await.ok();
+                ended.send((id, generation)).await.ok();
             }
         });
-        self.watches.insert(id, Watch { questions, task });
+        self.watches.insert(id, Watch { generation, questions, task });
+    }
+
+    /// The watch that ended; its id may be another one's by now.
+    fn forget(&mut self, (id, generation): Ended) {
+        if self.watches.get(&id).is_some_and(|watch| watch.generation == generation) {
+            self.watches.remove(&id);
+        }
     }
 
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
@@ -243,7 +261,7 @@ pub(in crate::grpc) async fn for_suite(
         (mpsc::channel(RESPONSES_MAX), mpsc::channel(RESPONSES_MAX));
     let (ended, endings) = mpsc::channel(RESPONSES_MAX);
     let outlet = Outlet { services, sender };
-    let mut stream = Stream { outlet, watches: HashMap::new(), next_id: 0, ended };
+    let mut stream = Stream::new(outlet, ended);
     stream.create(request.clone()).await.unwrap();
     tokio::spawn(async move {
         while let Some(Piece::Message(message)) = pieces.recv().await {
@@ -253,4 +271,31 @@ pub(in crate::grpc) async fn for_suite(
         }
     });
     ((stream, endings), messages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpc::Identity;
+    use crate::{Config, Store};
+
+    #[tokio::test]
+    async fn the_end_of_a_watch_is_not_that_of_the_next_one_with_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Config::new(dir.path())).unwrap();
+        let (name, client_urls) = ("ours".to_owned(), Vec::new());
+        let identity = Identity { cluster_id: 1, member_id: 2, name, client_urls };
+        let (sender, _receiver) = mpsc::channel(RESPONSES_MAX);
+        let (ended, _endings) = mpsc::channel(RESPONSES_MAX);
+        let mut stream =
+            Stream::new(Outlet { services: Services::new(store, identity), sender }, ended);
+        let request = WatchCreateRequest { watch_id: 7, ..WatchCreateRequest::default() };
+        stream.create(request.clone()).await.unwrap();
+        stream.cancel(7).await.unwrap();
+        stream.create(request).await.unwrap();
+        stream.forget((7, 0));
+        assert!(stream.watches.contains_key(&7));
+        stream.forget((7, 1));
+        assert!(stream.watches.is_empty());
+    }
 }

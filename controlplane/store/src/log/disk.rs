@@ -81,9 +81,16 @@ impl RealDisk {
     }
 }
 
-/// Makes a file that only its owner can read; what had the name is replaced.
+/// Makes a file that only its owner can read. What had the name is removed and not written to: it may be somebody else's to read, or a
+/// link.
 pub(crate) fn create_private(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-    Ok(Arc::new(RealFile(private(path)?)))
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(FILE_MODE);
+    Ok(Arc::new(RealFile(options.open(path)?)))
 }
 
 fn private(path: &Path) -> io::Result<File> {
@@ -172,5 +179,33 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_private_file_is_not_written_into_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        std::fs::write(&other, "other").unwrap();
+        for link in [true, false] {
+            std::fs::remove_file(&path).ok();
+            if link {
+                symlink(&other, &path).unwrap();
+            } else {
+                std::fs::write(&path, "old").unwrap();
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+            }
+            create_private(&path).unwrap().write_at(0, b"secret").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "secret");
+            let mode = std::fs::symlink_metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            assert_eq!(std::fs::read_to_string(&other).unwrap(), "other");
+        }
     }
 }

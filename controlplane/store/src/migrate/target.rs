@@ -126,19 +126,13 @@ impl Target {
         }
     }
 
-    /// Removes every key, page by page, and every lease.
+    /// Removes every key but the mark of a move, page by page, and every lease.
     pub(super) async fn empty(&self) -> Result<(), MigrateError> {
         let emptying = failed(&self.name, "removing what was there");
-        loop {
-            let (key, range_end) = all();
-            let limit = PAGE_KEYS;
-            let page =
-                RangeRequest { key, range_end, limit, keys_only: true, ..RangeRequest::default() };
-            let page = self.range(page).await.map_err(&emptying)?;
-            let (Some(first), Some(last)) = (page.kvs.first(), page.kvs.last()) else { break };
-            let range_end = [&last.key[..], &[0]].concat().into();
-            let delete = DeleteRangeRequest { key: first.key.clone(), range_end, prev_kv: false };
-            self.txn(vec![op(Request::DeleteRange(delete))]).await.map_err(&emptying)?;
+        let (first, end) = all();
+        let behind = [MOVING_KEY, &[0]].concat().into();
+        for part in [(first, Bytes::from_static(MOVING_KEY)), (behind, end)] {
+            self.empty_part(part).await.map_err(&emptying)?;
         }
         let leases = self.client.unary(LEASES, LeaseLeasesRequest {}, Repeat::Always).await;
         let leases: LeaseLeasesResponse = leases.map_err(&emptying)?;
@@ -153,6 +147,29 @@ impl Target {
             }
         }
         Ok(())
+    }
+
+    async fn empty_part(&self, (key, range_end): (Bytes, Bytes)) -> Result<(), Failure> {
+        loop {
+            let (key, range_end, limit) = (key.clone(), range_end.clone(), PAGE_KEYS);
+            let page =
+                RangeRequest { key, range_end, limit, keys_only: true, ..RangeRequest::default() };
+            let page = self.range(page).await?;
+            let (Some(first), Some(last)) = (page.kvs.first(), page.kvs.last()) else {
+                return Ok(());
+            };
+            let range_end = [&last.key[..], &[0]].concat().into();
+            let delete = DeleteRangeRequest { key: first.key.clone(), range_end, prev_kv: false };
+            self.txn(vec![op(Request::DeleteRange(delete))]).await?;
+        }
+    }
+
+    /// What is said here of a move, if anything.
+    pub(super) async fn mark(&self) -> Result<Option<String>, MigrateError> {
+        let key = Bytes::from_static(MOVING_KEY);
+        let found = self.range(RangeRequest { key, ..RangeRequest::default() }).await;
+        let found = found.map_err(failed(&self.name, "looking for an earlier move"))?;
+        Ok(found.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
     }
 
     /// Says that a move is under way, so that no master opens it; etcd's revision after that.
@@ -172,23 +189,21 @@ impl Target {
         }
     }
 
-    /// Writes entries in batches.
+    /// Writes entries in batches; the last one has a revision of its own.
     pub(super) async fn write(
         &self,
-        entries: impl Iterator<Item = &Arc<Entry>>,
-        of: usize,
+        entries: &[&Arc<Entry>],
         tell: &(dyn Fn(Step) + Send + Sync),
     ) -> Result<(), MigrateError> {
-        let (mut batch, mut bytes, mut keys) = (Vec::new(), 0, 0);
-        let mut entries = entries.peekable();
+        let (mut batch, mut bytes, mut keys, of) = (Vec::new(), 0, 0, entries.len());
         tell(Step::Writing { keys, of });
-        while let Some(entry) = entries.next() {
+        for entry in entries {
             bytes += entry.key.len() + entry.value.len();
             batch.push(put(&entry.key, entry.value.clone(), entry.lease));
             keys += 1;
-            let next = entries.peek().map_or(usize::MAX, |next| next.value.len());
+            let next = entries.get(keys).map_or(usize::MAX, |next| next.value.len());
             let full = batch.len() == BATCH_KEYS_MAX || bytes.saturating_add(next) > BATCH_BYTES;
-            if full {
+            if full || keys + 1 == of {
                 self.txn(std::mem::take(&mut batch)).await.map_err(|failure| {
                     let key = String::from_utf8_lossy(&entry.key);
                     let reason = format!("{failure} (up to {key}, {bytes} bytes)");

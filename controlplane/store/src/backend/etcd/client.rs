@@ -38,6 +38,8 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// With this a member that has no leader refuses at once, instead of waiting for one.
 const REQUIRE_LEADER: &str = "hasleader";
 const NO_LEADER: &str = "etcdserver: no leader";
+/// What tonic says of an answer of more than [`ANSWER_BYTES_MAX`], with a code that etcd uses as well.
+const ANSWER_TOO_LARGE: &str = "message length too large";
 
 /// Where a real etcd cluster is, and who we are to it.
 #[derive(Clone)]
@@ -107,6 +109,9 @@ pub(crate) enum Failure {
     /// etcd refused it: nothing was done.
     #[error("{text}")]
     Refused { code: Code, text: Arc<str> },
+    /// It was done, but the answer is larger than is taken.
+    #[error("{0}")]
+    AnswerTooLarge(Arc<str>),
     /// It was sent, and what became of it isn't known.
     #[error("{0}")]
     Unknown(Arc<str>),
@@ -222,7 +227,7 @@ impl Client {
             let again = match &failure {
                 Failure::NotSent(_) => true,
                 Failure::Unknown(_) => repeat == Repeat::Always,
-                Failure::Refused { .. } => false,
+                Failure::Refused { .. } | Failure::AnswerTooLarge(_) => false,
             };
             if !again || began.elapsed() + pause > PATIENCE {
                 return Err(failure);
@@ -267,7 +272,7 @@ impl Client {
             }
             Err(_) => Failure::unknown(format_args!("{} does not answer", link.url())),
         };
-        if !matches!(failure, Failure::Refused { .. }) {
+        if !matches!(failure, Failure::Refused { .. } | Failure::AnswerTooLarge(_)) {
             self.leave(&link);
         }
         Err(failure)
@@ -275,28 +280,10 @@ impl Client {
 
     /// What an error of a request says, and what it says of the connection.
     pub(crate) fn failed(&self, link: &Link, status: &Status) -> Failure {
-        let text: Arc<str> = match status.code() {
-            _ if is_local(status) => {
-                link.declare_dead();
-                let source = std::error::Error::source(status);
-                let text = source.map_or_else(|| status.message().to_owned(), chain);
-                format!("{}: {text}", link.url()).into()
-            }
-            _ => status.message().into(),
-        };
-        if is_unconnected(status) || &*text == NO_LEADER {
-            return Failure::NotSent(text);
+        if is_local(status) {
+            link.declare_dead();
         }
-        use Code::{
-            AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfRange,
-            PermissionDenied, ResourceExhausted, Unauthenticated, Unimplemented,
-        };
-        match status.code() {
-            code @ (AlreadyExists | FailedPrecondition | InvalidArgument | NotFound
-            | OutOfRange | PermissionDenied | ResourceExhausted | Unauthenticated
-            | Unimplemented) => Failure::Refused { code, text },
-            _ => Failure::Unknown(text),
-        }
+        judged(link.url(), status)
     }
 
     /// Opens a stream in both directions on a connection; what is sent goes through `requests`.
@@ -348,6 +335,32 @@ fn is_local(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 
+/// What became of a request. A code of this side's own is no refusal: what failed may be the answer's way.
+fn judged(url: &str, status: &Status) -> Failure {
+    use Code::{
+        AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, PermissionDenied,
+        ResourceExhausted, Unauthenticated, Unimplemented,
+    };
+    if let Some(source) = std::error::Error::source(status) {
+        let text = format!("{url}: {}", chain(source)).into();
+        return if is_unconnected(status) {
+            Failure::NotSent(text)
+        } else {
+            Failure::Unknown(text)
+        };
+    }
+    let text: Arc<str> = status.message().into();
+    match status.code() {
+        _ if &*text == NO_LEADER => Failure::NotSent(text),
+        OutOfRange if text.contains(ANSWER_TOO_LARGE) => Failure::AnswerTooLarge(text),
+        code @ (AlreadyExists | FailedPrecondition | InvalidArgument | NotFound | OutOfRange
+        | PermissionDenied | ResourceExhausted | Unauthenticated | Unimplemented) => {
+            Failure::Refused { code, text }
+        }
+        _ => Failure::Unknown(text),
+    }
+}
+
 fn is_unconnected(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
@@ -372,4 +385,24 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_etcd_says_is_a_refusal() {
+        let compacted =
+            Status::out_of_range("etcdserver: mvcc: required revision has been compacted");
+        let told = |status: &Status| judged("http://a", status);
+        assert!(matches!(told(&compacted), Failure::Refused { code: Code::OutOfRange, .. }));
+        let large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        assert!(matches!(told(&Status::out_of_range(large)), Failure::AnswerTooLarge(_)));
+        assert!(matches!(told(&Status::unavailable(NO_LEADER)), Failure::NotSent(_)));
+        assert!(matches!(told(&Status::unavailable("shutting down")), Failure::Unknown(_)));
+        let mut local = Status::resource_exhausted("h2");
+        local.set_source(Arc::new(std::io::Error::other("enhance your calm")));
+        assert!(matches!(told(&local), Failure::Unknown(text) if text.contains("your calm")));
+    }
 }

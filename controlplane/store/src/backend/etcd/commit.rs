@@ -32,7 +32,9 @@ pub(crate) fn refusal(failure: Failure) -> WriteError {
     match failure {
         Failure::NotSent(reason) => WriteError::Unavailable { reason },
         Failure::Refused { text, .. } => WriteError::Refused { reason: text },
-        Failure::Unknown(reason) => WriteError::Unknown { reason },
+        Failure::Unknown(reason) | Failure::AnswerTooLarge(reason) => {
+            WriteError::Unknown { reason }
+        }
     }
 }
 
@@ -72,6 +74,8 @@ pub(crate) async fn compact(shared: &Shared, requested: Revision) -> Result<(), 
         }
         _ => refusal(failure),
     })?;
+    // etcd may have more than is published here; what is forgotten is.
+    shared.published_at(revision).await?;
     shared.forget(requested);
     Ok(())
 }

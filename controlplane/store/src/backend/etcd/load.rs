@@ -2,6 +2,7 @@
 //! is room for. Must not watch.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -29,6 +30,8 @@ const PAGE_KEYS_MAX: usize = 4_000;
 const PAGE_KEYS_FIRST: usize = 200;
 /// Each new attempt follows a compaction, which comes every few minutes.
 const ATTEMPTS_MAX: usize = 5;
+/// So long a member may take to tell up to where the past is gone, as for any request.
+const COMPACTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why there is no copy of the state.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -109,10 +112,6 @@ fn is_compacted(text: &str) -> bool {
     text.contains("required revision has been compacted")
 }
 
-fn is_too_large(text: &str) -> bool {
-    text.contains("message length too large")
-}
-
 async fn copy(client: &Client, wire: &Wire, revision: i64) -> Result<Snapshot, LoadError> {
     let (mut map, mut bytes) = (Map::new(), 0);
     let (mut from, mut limit) = (Bytes::from_static(b"\0"), PAGE_KEYS_FIRST);
@@ -125,7 +124,7 @@ async fn copy(client: &Client, wire: &Wire, revision: i64) -> Result<Snapshot, L
             ..RangeRequest::default()
         };
         let page: RangeResponse = match client.unary(RANGE, page, Repeat::Always).await {
-            Err(Failure::Refused { text, .. }) if is_too_large(&text) && limit > 1 => {
+            Err(Failure::AnswerTooLarge(_)) if limit > 1 => {
                 limit /= 2;
                 continue;
             }
@@ -175,11 +174,15 @@ async fn compacted(client: &Client) -> Result<i64, LoadError> {
     let ended = || Failure::Unknown("the datastore ended a watch without a reason".into());
     requests.send(watch_from(1)).await.map_err(|_| ended())?;
     let mut stream = client.streaming::<_, WatchResponse>(&link, WATCH, outgoing).await?;
-    loop {
-        let answer = stream.message().await.map_err(|status| client.failed(&link, &status))?;
-        let answer = answer.ok_or_else(ended)?;
-        if answer.compact_revision > 0 || !answer.events.is_empty() {
-            return Ok(answer.compact_revision);
+    let told = async {
+        loop {
+            let answer = stream.message().await.map_err(|status| client.failed(&link, &status))?;
+            let answer = answer.ok_or_else(ended)?;
+            if answer.compact_revision > 0 || !answer.events.is_empty() {
+                return Ok(answer.compact_revision);
+            }
         }
-    }
+    };
+    let silent = || Failure::Unknown(format!("{} tells of no compaction", link.url()).into());
+    tokio::time::timeout(COMPACTED_WITHIN, told).await.map_err(|_| silent())?
 }

@@ -137,13 +137,22 @@ impl Task {
         }
     }
 
-    /// What the compaction at `revision` left of that revision: etcd begins there with the keys that still have it.
+    /// The revision at which the history is compacted: etcd begins there with the keys that still have it, and since 3.5.16 with
+    /// those that it deleted.
     async fn left_of(&mut self, revision: Revision) -> Result<(), Ending> {
+        let snapshot = self.outlet.services.store().inner.published.snapshot();
+        let known = snapshot.history.compacted() == revision;
+        let Some(deleted) = snapshot.history.deleted_last().filter(|_| known) else {
+            // Not even this revision is whole: the next one is.
+            return Err(Ending::Compacted(revision + 1));
+        };
         let range = Range { revision: Some(revision), ..Range::all(self.begin.keys.clone()) };
-        let found = self.outlet.services.store().range(&range).map_err(refused)?;
+        let found = snapshot.range(&range).map_err(refused)?;
         let left = found.entries.into_iter().filter(|entry| entry.mod_revision == revision);
-        let left: Vec<_> = left.map(|entry| Event::new(revision, None, Some(entry))).collect();
-        self.send(&left, revision).await
+        let left = left.map(|entry| Event::new(revision, None, Some(entry)));
+        let deleted = deleted.filter(|event| self.begin.keys.contains(event.key())).cloned();
+        let wanted: Vec<_> = left.chain(deleted).filter(|event| self.wanted.wants(event)).collect();
+        self.send(&wanted, revision).await
     }
 
     /// Brings events until the watcher ends; `Ok`: it fell behind, and this is the first revision that it did not bring.
