@@ -5,12 +5,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::clock;
 
 /// Longest text on one line; a longer one is cut into partial lines, as containerd does.
 pub(crate) const LINE_BYTES_MAX: usize = 16 << 10;
+
+/// As containerd's and CRI-O's: what containers print may be secret.
+const LOG_MODE: u32 = 0o640;
 
 /// Which output a line is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +111,7 @@ impl LogFile {
     }
 
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
-        let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        let file = OpenOptions::new().create(true).append(true).mode(LOG_MODE).open(&self.path)?;
         self.bytes = file.metadata()?.len();
         self.file = Some(file);
         Ok(())
@@ -157,7 +161,11 @@ impl LogFile {
             target = rotated(&self.path, &format!("{}.{number}", clock::compact(clock::now())));
             number += 1;
         }
-        fs::rename(&self.path, target)?;
+        match fs::rename(&self.path, target) {
+            // Somebody removed the file; a new one takes its place.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
         self.reopen()?;
         prune(&self.path, self.bounds.files_max)
     }
@@ -200,6 +208,8 @@ fn prune(path: &Path, files_max: usize) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -252,5 +262,17 @@ mod tests {
         for file in files {
             assert!(file.unwrap().metadata().unwrap().len() <= 100);
         }
+    }
+
+    #[test]
+    fn a_log_that_was_removed_begins_anew_at_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = LogFile::open(&path, Bounds { bytes_max: 20, files_max: 2 }).unwrap();
+        log.write(b"0123456789012345678\n");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, LOG_MODE);
+        fs::remove_file(&path).unwrap();
+        log.write(b"next\n");
+        assert_eq!(fs::read(&path).unwrap(), b"next\n");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,8 +20,8 @@ use http::{Method, Response, StatusCode, request::Parts};
 use hyper::{ext::Protocol, upgrade};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::{mpsc, oneshot, watch},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt as _, TokioAsyncReadCompatExt as _};
@@ -40,7 +41,10 @@ const KIND_HTTP: u8 = 1;
 const KIND_TCP: u8 = 2;
 /// Streams at once toward one node; the node has the same bound.
 const STREAMS_MAX: usize = 128;
-const WINDOW_BYTES_MAX: usize = STREAMS_MAX * 256 * 1024;
+/// yamux ends the whole tunnel at its own bound, and ended streams count until it has said so to the node.
+const YAMUX_STREAMS_MAX: usize = 2 * STREAMS_MAX;
+/// yamux reserves 256 KiB of window for each stream.
+const WINDOW_BYTES_MAX: usize = YAMUX_STREAMS_MAX * 256 * 1024;
 /// Requests for streams that wait for one node.
 const WAITING_MAX: usize = 64;
 /// Opening a stream costs no round trip; a tunnel that takes longer is dead.
@@ -50,8 +54,40 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest text of a refusal that is read.
 const REFUSAL_BYTES_MAX: u16 = 1024;
 
-/// A stream toward a node.
-pub type TunnelStream = Compat<yamux::Stream>;
+/// A stream toward a node, and its place among the tunnel's streams.
+#[derive(Debug)]
+pub struct TunnelStream {
+    stream: Compat<yamux::Stream>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl tokio::io::AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +127,7 @@ type Opened = oneshot::Sender<Result<yamux::Stream, yamux::ConnectionError>>;
 struct Tunnel {
     id: u64,
     open: mpsc::Sender<Opened>,
+    places: Arc<Semaphore>,
 }
 
 /// The tunnels by node name; the newest of a node wins.
@@ -189,12 +226,13 @@ impl Tunnels {
     pub async fn hold(&self, node: String, io: impl AsyncRead + AsyncWrite + Unpin + Send) {
         let mut config = yamux::Config::default();
         config
-            .set_max_num_streams(STREAMS_MAX)
+            .set_max_num_streams(YAMUX_STREAMS_MAX)
             .set_max_connection_receive_window(Some(WINDOW_BYTES_MAX));
         let connection = yamux::Connection::new(io, config, yamux::Mode::Client);
         let (open, asked) = mpsc::channel(WAITING_MAX);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let older = self.lock().insert(node.clone(), Tunnel { id, open });
+        let places = Arc::new(Semaphore::new(STREAMS_MAX));
+        let older = self.lock().insert(node.clone(), Tunnel { id, open, places });
         tracing::info!(node, replaced = older.is_some(), "tunnel open");
         drop(older);
         self.changed.send_replace(());
@@ -212,21 +250,22 @@ impl Tunnels {
     }
 
     async fn stream(&self, node: &str, kind: u8) -> Result<TunnelStream, TunnelError> {
-        let open = self
+        let (open, places) = self
             .lock()
             .get(node)
-            .map(|t| t.open.clone())
+            .map(|t| (t.open.clone(), t.places.clone()))
             .ok_or_else(|| TunnelError::NoTunnel(node.to_owned()))?;
         let broken = || TunnelError::Broken(node.to_owned());
         let opened = async {
+            let place = places.acquire_owned().await.map_err(|_| broken())?;
             let (answer, stream) = oneshot::channel();
             open.send(answer).await.map_err(|_| broken())?;
-            stream.await.map_err(|_| broken())?.map_err(|_| broken())
+            let stream = stream.await.map_err(|_| broken())?.map_err(|_| broken())?;
+            Ok(TunnelStream { stream: stream.compat(), _place: place })
         };
-        let stream = timeout(OPEN_TIMEOUT, opened)
+        let mut stream = timeout(OPEN_TIMEOUT, opened)
             .await
             .map_err(|_| TunnelError::TimedOut(node.to_owned()))??;
-        let mut stream = stream.compat();
         stream.write_all(&[STREAM_VERSION, kind]).await.map_err(|source| io_error(node, source))?;
         Ok(stream)
     }
@@ -287,6 +326,16 @@ async fn drive(
     let mut replaced = false;
     std::future::poll_fn(|cx: &mut Context<'_>| {
         loop {
+            // First, so that streams that have ended make room for those asked for.
+            match connection.poll_next_inbound(cx) {
+                Poll::Ready(Some(Ok(stream))) => {
+                    drop(stream);
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
+            }
             if waiting.is_none() && !replaced {
                 match asked.poll_recv(cx) {
                     Poll::Ready(Some(answer)) => waiting = Some(answer),
@@ -304,12 +353,7 @@ async fn drive(
                 }
                 continue;
             }
-            match connection.poll_next_inbound(cx) {
-                Poll::Ready(Some(Ok(stream))) => drop(stream),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
-            }
+            return Poll::Pending;
         }
     })
     .await
@@ -391,5 +435,28 @@ mod tests {
         }
         let refused = tunnels.dial_tcp("n1", "10.0.0.1:80".parse().unwrap()).await;
         assert!(matches!(refused, Err(TunnelError::Refused { why, .. }) if why == "no"));
+    }
+
+    #[tokio::test]
+    async fn one_stream_too_many_waits_for_a_place() {
+        let tunnels = Tunnels::default();
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(node(theirs));
+        let held = tunnels.clone();
+        tokio::spawn(async move { held.hold("n1".into(), ours.compat()).await });
+        tunnels.changes().wait_for(|()| tunnels.has("n1")).await.unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS_MAX {
+            streams.push(tunnels.dial_http("n1").await.unwrap());
+        }
+        let mut next = Box::pin(tunnels.dial_http("n1"));
+        assert!(timeout(Duration::from_millis(50), &mut next).await.is_err());
+        streams.pop();
+        let mut stream = next.await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut text = [0; 5];
+        stream.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"HELLO");
     }
 }

@@ -3,12 +3,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use apimachinery::{object, status::ApiError};
+use apimachinery::{
+    field::{FieldError, FieldErrors, Path},
+    gvk::GroupKind,
+    object,
+    status::ApiError,
+};
 use http::Uri;
 use serde_json::Value;
 
 use super::container;
-use crate::{random, registry, stored, verb::Call};
+use crate::{query::Query, random, registry, stored, verb::Call};
 
 /// Where a stream goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +39,7 @@ pub(super) fn pod_stream(call: &Call, pod: &Value) -> Result<Target, ApiError> {
             format!("/portForward/{namespace}/{name}{query}")
         }
         "log" => {
+            check_log_options(query, name)?;
             let container = container(pod, query.get("container"))?;
             let known = [
                 "follow",
@@ -59,6 +65,25 @@ pub(super) fn pod_stream(call: &Call, pod: &Value) -> Result<Target, ApiError> {
         }
     };
     Ok(Target { node: node.to_owned(), address: None, path_and_query })
+}
+
+/// Kubernetes 1.36, `ValidatePodLogOptions`.
+fn check_log_options(query: &Query, pod: &str) -> Result<(), ApiError> {
+    const BOUNDS: [(&str, i64, &str); 3] = [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ];
+    let mut errors = FieldErrors::default();
+    for (key, least, detail) in BOUNDS {
+        if let Some(number) = query.number(key)?.filter(|number| *number < least) {
+            errors.push(FieldError::invalid(&Path::new(key), number, detail));
+        }
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(GroupKind::new("", "PodLogOptions"), pod, &errors))
 }
 
 fn encoded<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
@@ -224,6 +249,28 @@ mod tests {
             encoded([("command", "sh -c"), ("tty", "1")].into_iter()),
             "?command=sh%20-c&tty=1"
         );
+    }
+
+    #[test]
+    fn log_options_are_within_their_bounds() {
+        let check = |text: &str| check_log_options(&Query::parse(Some(text)), "web");
+        for good in ["", "tailLines=0&limitBytes=1&sinceSeconds=1", "tailLines="] {
+            check(good).unwrap();
+        }
+        for (bad, code, message) in [
+            ("tailLines=x", 400, "invalid syntax"),
+            (
+                "tailLines=-1",
+                422,
+                "tailLines: Invalid value: -1: must be greater than or equal to 0",
+            ),
+            ("limitBytes=0", 422, "limitBytes: Invalid value: 0: must be greater than 0"),
+            ("sinceSeconds=0", 422, "PodLogOptions \"web\" is invalid: sinceSeconds: "),
+        ] {
+            let error = check(bad).unwrap_err();
+            assert_eq!(error.code, code, "{bad}");
+            assert!(error.message.contains(message), "{}", error.message);
+        }
     }
 
     #[test]
