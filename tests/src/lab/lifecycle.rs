@@ -374,7 +374,9 @@ impl Lab {
 
 fn gone(pid: u32) -> Result<()> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    if stat.is_empty() || stat.contains(") Z ") {
+    // A thread that waits for the disk keeps the process's sockets and files although its leader is a zombie already.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if stat.is_empty() || (stat.contains(") Z ") && threads <= 1) {
         return Ok(());
     }
     signal(pid, 0).ok();
