@@ -28,6 +28,12 @@ impl Filter {
         }
         let fields =
             FieldSelector::parse(&text).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        // The path's name is what the caller was authorized for.
+        if !name.is_empty() && fields.exact("metadata.name") != Some(name) {
+            return Err(ApiError::bad_request(
+                "fieldSelector metadata.name doesn't match requested name",
+            ));
+        }
         fields.check(|field| is_selectable(resource, field)).map_err(|e| {
             ApiError::bad_request(format!(
                 "Unable to find \"{}\" that match label selector \"{}\", field selector \"{text}\": {e}",

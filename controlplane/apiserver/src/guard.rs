@@ -21,6 +21,17 @@ pub(crate) fn authorize(
 ) -> Result<User, ApiError> {
     let authorizer = server.authorizer();
     let user = impersonation::impersonate(authorizer, &user, &parts.headers)?.unwrap_or(user);
+    authorize_verb(server, info, &user, &info.verb)?;
+    Ok(user)
+}
+
+/// Whether the user may do `verb` to what the request is about.
+pub(crate) fn authorize_verb(
+    server: &ApiServer,
+    info: &RequestInfo,
+    user: &User,
+    verb: &str,
+) -> Result<(), ApiError> {
     let target = if info.is_resource_request {
         Target::Resource(ResourceTarget {
             group: &info.api_group,
@@ -34,12 +45,9 @@ pub(crate) fn authorize(
     } else {
         Target::Path(&info.path)
     };
-    let attributes = Attributes { user: &user, verb: &info.verb, target };
-    let decision = authorizer.authorize(&attributes);
-    if !decision.is_allowed() {
-        return Err(attributes.forbidden(decision.reason()));
-    }
-    Ok(user)
+    let attributes = Attributes { user, verb, target };
+    let decision = server.authorizer().authorize(&attributes);
+    if decision.is_allowed() { Ok(()) } else { Err(attributes.forbidden(decision.reason())) }
 }
 
 /// Discovery, OpenAPI and OpenID documents.

@@ -145,9 +145,13 @@ fn find(server: &ApiServer, info: &RequestInfo) -> Result<Arc<Resource>, ApiErro
         .table()
         .get(&info.api_group, &info.api_version, &info.resource)
         .ok_or_else(ApiError::path_not_found)?;
-    let known = info.subresource.is_empty() || resource.subresource(&info.subresource).is_some();
-    if !known {
-        return Err(ApiError::path_not_found());
+    if info.subresource.is_empty() {
+        return Ok(Arc::clone(resource));
+    }
+    let part = resource.subresource(&info.subresource).ok_or_else(ApiError::path_not_found)?;
+    // What was authorized must be what is done: `watch` (`/api/v1/watch/…`) never is.
+    if !part.verbs.contains(&info.verb.as_str()) || info.name.is_empty() {
+        return Err(ApiError::method_not_supported(registry::group_resource(resource), &info.verb));
     }
     Ok(Arc::clone(resource))
 }

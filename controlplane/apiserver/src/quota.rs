@@ -161,8 +161,11 @@ fn used_after(
     }
     if let Some(new) = change.new {
         let refuse = |why: String| refused(change.resource, new, why);
-        usage::check_specified(change.resource, new, &hard)
-            .map_err(|why| refuse(format!("failed quota: {}: {why}", quota.name())))?;
+        // A pod from before the quota goes on as it is.
+        if change.old.is_none() {
+            usage::check_specified(change.resource, new, &hard)
+                .map_err(|why| refuse(format!("failed quota: {}: {why}", quota.name())))?;
+        }
         check(quota.name(), &hard, (&others, &before, &after)).map_err(refuse)?;
     }
     let mut used = amounts(&quota.value["status"]["used"]);

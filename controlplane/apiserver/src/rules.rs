@@ -87,6 +87,15 @@ pub(crate) fn validate_status(
     outcome(resource, object, &validate::validate_status_update(object::gvk(object), object, old))
 }
 
+/// What is wrong with a change of a part of the spec that has rules of its own for what may change.
+pub(crate) fn validate_part(
+    resource: &Resource,
+    object: &Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    outcome(resource, object, &validate::validate_part(object::gvk(object), object, old))
+}
+
 fn outcome(resource: &Resource, object: &Value, errors: &FieldErrors) -> Result<(), ApiError> {
     if errors.is_empty() {
         return Ok(());

@@ -247,3 +247,104 @@ async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
     let (pod, _) = futures::join!(asked, made);
     assert_eq!(pod["spec"]["serviceAccountName"], "default");
 }
+
+/// Gives a user rights by a ClusterRole of its own.
+async fn grant(server: &Server, user: &str, rules: Value) {
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let role = json!({"metadata": {"name": user}, "rules": rules});
+    server.post(&format!("{RBAC}/clusterroles"), &role).await;
+    let binding = json!({"metadata": {"name": user},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]});
+    server.post(&format!("{RBAC}/clusterrolebindings"), &binding).await;
+}
+
+#[tokio::test]
+async fn what_is_watched_is_what_was_authorized() {
+    let server = Server::start().await;
+    let rules = json!([
+        {"verbs": ["watch"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["mine"]},
+        {"verbs": ["watch", "patch"], "apiGroups": [""], "resources": ["pods/exec", "pods/proxy", "nodes/proxy"]},
+    ]);
+    grant(&server, "jane", rules).await;
+    server.post("/api/v1/namespaces/default/secrets", &json!({"metadata": {"name": "mine"}})).await;
+    let server = server.with_user(User::authenticated("jane", &[]));
+    let path = "/api/v1/watch/namespaces/default/secrets/mine";
+    for selector in ["type!%3Dzzz", "metadata.name%3Dother", "metadata.name!%3Dmine"] {
+        let (code, status) =
+            server.call("GET", &format!("{path}?fieldSelector={selector}"), None).await;
+        let message = "fieldSelector metadata.name doesn't match requested name";
+        assert_eq!((code, status["message"].as_str()), (400, Some(message)), "{selector}");
+    }
+    for query in ["", "?fieldSelector=metadata.name%3Dmine,type!%3Dzzz"] {
+        let mut watch = server.watch(&format!("{path}{query}")).await;
+        assert_eq!(watch.brief().await, "ADDED mine");
+    }
+    for (method, path) in [
+        ("GET", "/api/v1/watch/namespaces/default/pods/p/exec?command=sh"),
+        ("GET", "/api/v1/watch/namespaces/default/pods/p/proxy"),
+        ("GET", "/api/v1/watch/nodes/n/proxy/pods"),
+        ("PATCH", "/api/v1/namespaces/default/pods/p/exec?command=sh"),
+    ] {
+        assert_eq!(server.call(method, path, None).await.0, 405, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn an_update_that_creates_needs_both_rights() {
+    let server = Server::start().await;
+    let rules = json!([{"verbs": ["update"], "apiGroups": [""], "resources": ["endpoints"]}]);
+    grant(&server, "jane", rules).await;
+    let path = "/api/v1/namespaces/default/endpoints/a";
+    let object = json!({"metadata": {"name": "a"}});
+    let server = server.with_user(User::authenticated("jane", &[]));
+    let (code, status) = server.call("PUT", path, Some(&object)).await;
+    assert_eq!(code, 403, "{status}");
+    assert!(status["message"].as_str().unwrap().contains("cannot create resource"), "{status}");
+    let server = server.with_user(admin());
+    assert_eq!(server.call("PUT", path, Some(&object)).await.0, 201);
+    let server = server.with_user(User::authenticated("jane", &[]));
+    assert_eq!(server.call("PUT", path, Some(&object)).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_label_that_aggregates_a_role_is_a_grant() {
+    let server = Server::start().await;
+    let rules = json!([{"verbs": ["patch"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"]}]);
+    grant(&server, "jane", rules).await;
+    let server = server.with_user(User::authenticated("jane", &[]));
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin";
+    let label = "rbac.authorization.k8s.io/aggregate-to-admin";
+    let patch = json!({"metadata": {"labels": {label: "true"}}});
+    assert_eq!(server.call("PATCH", path, Some(&patch)).await.0, 403);
+    let patch = json!({"metadata": {"finalizers": ["x.io/hold"]}});
+    assert_eq!(server.call("PATCH", path, Some(&patch)).await.0, 200);
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/admin";
+    let patch = json!({"aggregationRule": null, "rules": []});
+    assert_eq!(server.call("PATCH", path, Some(&patch)).await.0, 403);
+}
+
+#[tokio::test]
+async fn pods_from_before_a_quota_live_on() {
+    let server = Server::start().await;
+    server.post(PODS, &pod("a")).await;
+    let quota =
+        json!({"metadata": {"name": "q"}, "spec": {"hard": {"requests.cpu": "1", "pods": "5"}}});
+    server.post("/api/v1/namespaces/default/resourcequotas", &quota).await;
+    assert_eq!(server.call("POST", PODS, Some(&pod("b"))).await.0, 403);
+    let done = json!({"status": {"phase": "Succeeded"}});
+    let (code, status) = server.call("PATCH", &format!("{PODS}/a/status"), Some(&done)).await;
+    assert_eq!(code, 200, "{status}");
+}
+
+#[tokio::test]
+async fn one_priority_class_is_the_default() {
+    let server = Server::start().await;
+    let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let class = |name: &str, default: bool| json!({"metadata": {"name": name}, "value": 1, "globalDefault": default});
+    server.post(path, &class("a", true)).await;
+    server.post(path, &class("b", false)).await;
+    let default = json!({"globalDefault": true});
+    assert_eq!(server.call("PATCH", &format!("{path}/b"), Some(&default)).await.0, 403);
+    assert_eq!(server.call("PATCH", &format!("{path}/a"), Some(&default)).await.0, 200);
+}

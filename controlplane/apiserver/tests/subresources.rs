@@ -65,6 +65,13 @@ async fn a_pod_is_bound_and_evicted() {
         "desiredHealthy": 1, "expectedPods": 2}});
     let (code, _) = s.call("PATCH", &format!("{budgets}/b/status"), Some(&allow)).await;
     assert_eq!(code, 200);
+    let mut eviction = eviction;
+    eviction["deleteOptions"] = json!({"preconditions": {"uid": "other"}});
+    assert_eq!(s.call("POST", &path, Some(&eviction)).await.0, 409);
+    let kept = s.get(&format!("{budgets}/b")).await;
+    assert_eq!(kept["status"]["disruptionsAllowed"], 1, "nothing was spent");
+    let version = &s.get(&format!("{PODS}/p")).await["metadata"]["resourceVersion"];
+    eviction["deleteOptions"] = json!({"preconditions": {"resourceVersion": version}});
     let (code, answer) = s.call("POST", &path, Some(&eviction)).await;
     assert_eq!(code, 201, "{answer}");
     let evicted = s.get(&format!("{PODS}/p")).await;
@@ -92,6 +99,32 @@ async fn ephemeral_containers_and_resizes() {
     let (code, _) =
         s.call_with("PATCH", &format!("{PODS}/p/resize"), strategic, Some(&patch)).await;
     assert_eq!(code, 422, "the QoS class may not change");
+
+    let mut limited = pod("q");
+    limited["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
+    s.post(PODS, &limited).await;
+    let resize = |amounts: Value| json!({"spec": {"containers": [{"name": "c", "resources": {"requests": amounts}}]}});
+    for (amounts, want) in [
+        (json!({"cpu": "-1"}), 422),
+        (json!({"example.com/gpu": "1"}), 422),
+        (json!({"cpu": "2"}), 200),
+    ] {
+        let patch = resize(amounts);
+        let path = format!("{PODS}/q/resize");
+        let (code, answer) = s.call_with("PATCH", &path, strategic, Some(&patch)).await;
+        assert_eq!(code, want, "{patch} {answer}");
+    }
+    let range = json!({"metadata": {"name": "r"}, "spec": {"limits": [{"type": "Container", "max": {"cpu": "3"}}]}});
+    s.post("/api/v1/namespaces/default/limitranges", &range).await;
+    let patch = resize(json!({"cpu": "4"}));
+    let (code, answer) =
+        s.call_with("PATCH", &format!("{PODS}/q/resize"), strategic, Some(&patch)).await;
+    assert_eq!(code, 403, "{answer}");
+    let patch = json!({"spec": {"ephemeralContainers": [{"name": "Bad_Name"}]}});
+    let (code, answer) = s
+        .call_with("PATCH", &format!("{PODS}/q/ephemeralcontainers"), strategic, Some(&patch))
+        .await;
+    assert_eq!(code, 422, "{answer}");
 }
 
 #[tokio::test]

@@ -124,6 +124,17 @@ async fn lists_are_paged_consistently() {
         s.call("GET", &format!("{CONFIG_MAPS}?fieldSelector=data.x%3D1"), None).await.0,
         400
     );
+    for wrong in ["resourceVersionMatch=Exact", "resourceVersion=1&resourceVersionMatch=x"] {
+        for watch in ["", "&watch=1"] {
+            let (code, answer) =
+                s.call("GET", &format!("{CONFIG_MAPS}?{wrong}{watch}"), None).await;
+            assert_eq!((code, &answer["reason"]), (422, &json!("Invalid")), "{answer}");
+            assert_eq!(answer["details"]["causes"][0]["field"], "resourceVersionMatch");
+        }
+    }
+    let (code, answer) =
+        s.call("DELETE", &format!("{CONFIG_MAPS}/a?propagationPolicy=x"), None).await;
+    assert_eq!((code, &answer["reason"]), (422, &json!("Invalid")), "{answer}");
     let exact = first["metadata"]["resourceVersion"].as_str().unwrap();
     let past = format!("{CONFIG_MAPS}?resourceVersion={exact}&resourceVersionMatch=Exact");
     assert_eq!(names(&s.get(&past).await).len(), 5);
@@ -141,7 +152,9 @@ async fn watches_translate_by_selector() {
     let mut all = s.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={version}")).await;
     let mut some =
         s.watch(&format!("{CONFIG_MAPS}?watch=1&labelSelector=x%3Dy&timeoutSeconds=5")).await;
-    let mut now = s.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=0")).await;
+    let mut now = s
+        .watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=0&timeoutSeconds={}", i64::MAX))
+        .await;
     assert_eq!(now.brief().await, "ADDED old");
     s.post(CONFIG_MAPS, &config_map("new")).await;
     let path = format!("{CONFIG_MAPS}/new");
@@ -308,6 +321,37 @@ async fn services_get_addresses_and_ports() {
     assert_eq!(code, 201, "the port was given back");
     assert_eq!(s.call("DELETE", &path, None).await.0, 200);
     assert_eq!(s.call("GET", &addresses, None).await.0, 404);
+}
+
+#[tokio::test]
+async fn an_address_that_became_anothers_is_not_given_back() {
+    let s = Server::start().await;
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str| {
+        json!({"metadata": {"name": name},
+        "spec": {"clusterIP": "10.96.0.77", "ports": [{"port": 80}]}})
+    };
+    s.post(services, &service("first")).await;
+    let address = "/apis/networking.k8s.io/v1/ipaddresses/10.96.0.77";
+    assert_eq!(s.call("DELETE", address, None).await.0, 200);
+    s.post(services, &service("second")).await;
+    assert_eq!(s.call("DELETE", &format!("{services}/first"), None).await.0, 200);
+    assert_eq!(s.get(address).await["spec"]["parentRef"]["name"], "second");
+}
+
+#[tokio::test]
+async fn what_is_made_of_a_name_is_made_of_a_generated_one() {
+    let s = Server::start().await;
+    let namespace =
+        s.post("/api/v1/namespaces", &json!({"metadata": {"generateName": "x-"}})).await;
+    let name = &namespace["metadata"]["name"];
+    assert_eq!(&namespace["metadata"]["labels"]["kubernetes.io/metadata.name"], name);
+    let job = json!({"metadata": {"generateName": "j-"}, "spec": {"template": {"spec": {
+        "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}});
+    let job = s.post("/apis/batch/v1/namespaces/default/jobs", &job).await;
+    let labels = &job["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels["job-name"], job["metadata"]["name"]);
+    assert_eq!(labels["batch.kubernetes.io/controller-uid"], job["metadata"]["uid"]);
 }
 
 #[tokio::test]

@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value};
 
+use super::PROBLEMS_MAX;
 use crate::object;
 use crate::quantity;
 use crate::schema::{Field, Node, Type};
 
-/// Conforms `object` to `schema`; answers `unknown field "…"` for what was dropped, or why the object can't be of that type.
+/// Conforms `object` to `schema`; answers `unknown field "…"` for what was dropped ([`PROBLEMS_MAX`] of it), or why the object can't be of that type.
 pub fn conform(object: &mut Value, schema: &Type) -> Result<Vec<String>, String> {
     let mut walk = Walk { path: String::new(), field: String::new(), unknown: Vec::new() };
     match object {
@@ -122,7 +124,9 @@ impl Walk {
             append(&mut self.path, key);
             match schema.field(key) {
                 None => {
-                    self.unknown.push(format!("unknown field \"{}\"", self.path));
+                    if self.unknown.len() < PROBLEMS_MAX {
+                        self.unknown.push(format!("unknown field \"{}\"", self.path));
+                    }
                     drop_keys.push(key.clone());
                 }
                 Some(_) if value.is_null() => drop_keys.push(key.clone()),
@@ -309,7 +313,9 @@ fn time(text: &str, node: &Node) -> Result<Option<Value>, String> {
     } else {
         "2006-01-02T15:04:05.000000Z07:00"
     };
-    let Some(at) = object::parse_time(text) else {
+    // Go writes four digits of a year; what has more or less could not be read again.
+    let readable = |at: &Timestamp| (0..=9999).contains(&at.to_zoned(TimeZone::UTC).year());
+    let Some(at) = object::parse_time(text).filter(readable) else {
         let quoted = crate::field::quote(text);
         return Err(format!(
             "parsing time {quoted} as \"{layout}\": cannot parse {quoted} as \"2006\""
@@ -381,6 +387,11 @@ mod tests {
         ];
         for (value, want) in cases {
             assert_eq!(conformed(("", "Pod"), value).unwrap_err(), want);
+        }
+        for year in ["-000001", "-009999", "+010000", "99999"] {
+            let time = format!("{year}-01-01T00:00:00Z");
+            let value = json!({"metadata": {"creationTimestamp": time}});
+            assert!(conformed(("", "Pod"), value).is_err(), "{time}");
         }
         let secret = conformed(("", "Secret"), json!({"data": {"a": "x=y"}})).unwrap_err();
         assert_eq!(secret, "illegal base64 data at input byte 1");

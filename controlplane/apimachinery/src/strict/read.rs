@@ -1,6 +1,7 @@
 //! Reads JSON and YAML into a tree while noticing keys that come up twice; the last one counts, as in Go.
 //! Must not know schemas.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -9,6 +10,9 @@ use thiserror::Error as ThisError;
 
 use super::PROBLEMS_MAX;
 use crate::negotiate::Format;
+
+/// Longer paths are not looked at: each key's would be compared anew, and what a real object has is shorter.
+const PATH_BYTES_MAX: usize = 1024;
 
 /// A body that is no JSON or YAML.
 #[derive(Debug, ThisError)]
@@ -40,14 +44,19 @@ pub fn read(body: &[u8], format: Format) -> Result<Read, ReadError> {
     Ok(Read { value, duplicates: tracker.duplicates })
 }
 
-/// The paths of all keys in the order of the body; only for ordering problems.
-pub(super) fn key_order(body: &[u8], format: Format) -> Vec<String> {
-    let mut tracker = Tracker { order: Some(Vec::new()), ..Tracker::default() };
+/// Where keys of these paths come up, the first two times each: the how-manieth key of the body it is. For ordering problems.
+pub(super) fn positions<'a>(
+    body: &[u8],
+    format: Format,
+    paths: impl Iterator<Item = &'a str>,
+) -> HashMap<String, Vec<usize>> {
+    let positions = paths.map(|path| (path.to_owned(), Vec::new())).collect();
+    let mut tracker = Tracker { positions, ..Tracker::default() };
     // What could not be read was refused before.
-    if run(body, format, &mut tracker).is_err() {
-        return Vec::new();
+    match run(body, format, &mut tracker) {
+        Ok(_) => tracker.positions,
+        Err(_) => HashMap::new(),
     }
-    tracker.order.unwrap_or_default()
 }
 
 fn run(body: &[u8], format: Format, tracker: &mut Tracker) -> Result<Value, ReadError> {
@@ -81,7 +90,8 @@ fn run(body: &[u8], format: Format, tracker: &mut Tracker) -> Result<Value, Read
 struct Tracker {
     path: String,
     duplicates: Vec<String>,
-    order: Option<Vec<String>>,
+    keys: usize,
+    positions: HashMap<String, Vec<usize>>,
 }
 
 impl Tracker {
@@ -110,8 +120,15 @@ impl Tracker {
 
     /// Notes a key, whose path this is now.
     fn note(&mut self, again: bool) {
-        if let Some(order) = &mut self.order {
-            order.push(self.path.clone());
+        self.keys += 1;
+        if self.path.len() > PATH_BYTES_MAX {
+            return;
+        }
+        if !self.positions.is_empty()
+            && let Some(found) = self.positions.get_mut(&self.path)
+            && found.len() < 2
+        {
+            found.push(self.keys);
         }
         let news = again && self.duplicates.len() < PROBLEMS_MAX;
         if news && !self.duplicates.contains(&self.path) {

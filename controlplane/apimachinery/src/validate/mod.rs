@@ -80,9 +80,11 @@ pub fn validate_status_update(
     errors
 }
 
-/// The kind's own rules alone: for subresources that change a part of the spec (scale, resize, ephemeral containers).
-pub fn validate_object(gvk: GroupVersionKind<'_>, object: &Value) -> FieldErrors {
+/// What is wrong with metadata, and the kind's own rules: for subresources that change a part of the spec and say themselves what of
+/// it may change (a pod's resize and ephemeral containers).
+pub fn validate_part(gvk: GroupVersionKind<'_>, object: &Value, old: &Value) -> FieldErrors {
     let mut errors = FieldErrors::new();
+    meta::update(&mut errors, object, old);
     kind(&mut errors, gvk, object);
     errors
 }

@@ -1,7 +1,7 @@
 //! LimitRanger: defaults and bounds of resources for containers, pods and claims of a namespace.
 //!
-//! Kubernetes 1.36 (`plugin/pkg/admission/limitranger`). A pod's resources can't change after its creation, so only that is
-//! checked; a claim may grow.
+//! Kubernetes 1.36 (`plugin/pkg/admission/limitranger`). A pod's resources change by its
+//! creation and by `resize`; a claim may grow.
 
 use super::pod_usage::{self, Amounts, Side, amounts};
 use super::{AdmissionRequest, Operation, unreadable};
@@ -39,7 +39,8 @@ struct Item {
 }
 
 fn ranges(lookup: &Lookup, request: &AdmissionRequest<'_>) -> Result<Vec<LimitRange>, ApiError> {
-    let pods = request.operation == Operation::Create && request.is("", "pods");
+    let pods = (request.operation == Operation::Create && request.is("", "pods"))
+        || (request.operation == Operation::Update && request.is_part("", "pods", "resize"));
     let claims = request.writes() && request.is("", "persistentvolumeclaims");
     if !pods && !claims {
         return Ok(Vec::new());
@@ -52,7 +53,7 @@ pub(super) fn admit(
     request: &AdmissionRequest<'_>,
     object: &mut Value,
 ) -> Result<(), ApiError> {
-    if request.resource.plural != "pods" {
+    if request.resource.plural != "pods" || request.operation != Operation::Create {
         return Ok(());
     }
     for range in ranges(lookup, request)? {

@@ -28,7 +28,9 @@ pub(super) fn admit(
             keep(request.old, object);
             Ok(())
         }
-        Operation::Create if request.is("scheduling.k8s.io", "priorityclasses") => {
+        Operation::Create | Operation::Update
+            if request.is("scheduling.k8s.io", "priorityclasses") =>
+        {
             one_default(lookup, request, object)
         }
         _ => Ok(()),

@@ -56,7 +56,7 @@ impl<'a> Allocator<'a> {
         self.take_ports(object, &had_ports, &mut alongside)?;
         let has = addresses_of(object);
         for address in had.difference(&has) {
-            alongside.ops.extend(self.address_key(*address).map(Op::delete));
+            self.give_back(*address, &mut alongside);
         }
         let has = ports_of(object);
         for port in had_ports.difference(&has) {
@@ -68,10 +68,24 @@ impl<'a> Allocator<'a> {
     pub(super) fn release(&self, old: &Value) -> Alongside {
         let mut alongside = Alongside::default();
         for address in addresses_of(old) {
-            alongside.ops.extend(self.address_key(address).map(Op::delete));
+            self.give_back(address, &mut alongside);
         }
         alongside.ops.extend(ports_of(old).into_iter().map(|p| Op::delete(ports::key(p))));
         alongside
+    }
+
+    /// Frees an address, unless it became another Service's: anybody with the right can delete an `IPAddress`.
+    fn give_back(&self, address: IpAddr, alongside: &mut Alongside) {
+        let Some(key) = self.address_key(address) else { return };
+        let Some(entry) = self.server.registry().store().get(&key) else { return };
+        let owner = stored::decode(&entry).map(|object| object["spec"]["parentRef"].clone());
+        let owner = owner.unwrap_or_default();
+        let of =
+            format!("{}/{}", object::text(&owner, &["namespace"]), object::text(&owner, &["name"]));
+        if of == self.service {
+            alongside.compare.push(Compare::unchanged(key.clone(), entry.mod_revision));
+            alongside.ops.push(Op::delete(key));
+        }
     }
 
     fn ranges(&self) -> Vec<IpNet> {

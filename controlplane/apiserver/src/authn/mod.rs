@@ -32,7 +32,7 @@ pub const CREDENTIAL_ID_KEY: &str = "authentication.kubernetes.io/credential-id"
 /// A bearer token longer than this is refused before anything parses it.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 const WEBSOCKET_PROTOCOL: &str = "sec-websocket-protocol";
-const WEBSOCKET_BEARER_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+pub(crate) const WEBSOCKET_BEARER_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Why a proof was not accepted. The client only ever learns `Unauthorized`.
 #[derive(Debug, thiserror::Error)]

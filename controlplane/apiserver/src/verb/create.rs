@@ -71,7 +71,6 @@ pub(crate) async fn create(call: &Call, mut object: Value) -> Result<Stored, Api
         (convert.to_stored)(&mut object);
     }
     admit::mutate(call, Operation::Create, &mut object, None).await?;
-    prepare(resource, &mut object);
     note_requestor(call, &mut object);
     let generate = if object::name(&object).is_empty() {
         object::generate_name(&object).to_owned()
@@ -84,7 +83,8 @@ pub(crate) async fn create(call: &Call, mut object: Value) -> Result<Stored, Api
             let name = object::generated_name(&generate, random::bytes());
             object::metadata_mut(&mut object).insert("name".to_owned(), name.into());
         }
-        match attempt(call, &mut object, dry).await? {
+        prepare(resource, &mut object);
+        match attempt(call, &object, dry).await? {
             Some(stored) => return Ok(stored),
             None if exists(call, &object) => {
                 names_left -= 1;
@@ -108,7 +108,7 @@ fn exists(call: &Call, object: &Value) -> bool {
     call.server.registry().find(&call.resource, call.namespace(), name).is_some()
 }
 
-/// Sets what only the server sets.
+/// Sets what only the server sets, some of it from the name.
 fn prepare(resource: &Resource, object: &mut Value) {
     write::fill_metadata(resource, object, Timestamp::now());
     if let Some(status) = resource.strategy.empty_status {
@@ -138,7 +138,7 @@ fn note_requestor(call: &Call, object: &mut Value) {
     }
 }
 
-async fn attempt(call: &Call, object: &mut Value, dry: bool) -> Result<Option<Stored>, ApiError> {
+async fn attempt(call: &Call, object: &Value, dry: bool) -> Result<Option<Stored>, ApiError> {
     write::check_name(&call.resource, object)?;
     let mut alongside = namespace_guard(call)?;
     // What is allocated may be different next time, so it goes into a copy.

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use apimachinery::{
+    field::{FieldError, FieldErrors, Path},
+    gvk::GroupKind,
     object,
     status::{self, ApiError, Details},
 };
@@ -71,14 +73,22 @@ impl DeleteOptions {
         })
     }
 
+    /// The version that they are for is now the one that an own write made of it.
+    pub(crate) fn follow(&mut self, version: &str) {
+        if !self.resource_version.is_empty() {
+            version.clone_into(&mut self.resource_version);
+        }
+    }
+
     /// Reads a `DeleteOptions` object.
     pub(crate) fn of_object(options: &Value, query: &Query) -> Result<Self, ApiError> {
         let orphan = options["orphanDependents"].as_bool();
         let policy = propagation(object::text(options, &["propagationPolicy"]))?;
         if orphan.is_some() && policy.is_some() {
-            return Err(ApiError::bad_request(
-                "orphanDependents and deletionPropagation cannot be both set",
-            ));
+            let path = Path::new("propagationPolicy");
+            let given = object::text(options, &["propagationPolicy"]);
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            return Err(invalid(FieldError::invalid(&path, given, why)));
         }
         let mut dry = query.dry_run()?;
         for value in object::list(options, &["dryRun"]) {
@@ -105,6 +115,11 @@ fn of_orphan(orphan: bool) -> Propagation {
     if orphan { Propagation::Orphan } else { Propagation::Background }
 }
 
+fn invalid(error: FieldError) -> ApiError {
+    let kind = GroupKind::new("meta.k8s.io", "DeleteOptions");
+    ApiError::invalid(kind, "", &FieldErrors::from(error))
+}
+
 fn propagation(text: &str) -> Result<Option<Propagation>, ApiError> {
     Ok(Some(match text {
         "" => return Ok(None),
@@ -112,10 +127,9 @@ fn propagation(text: &str) -> Result<Option<Propagation>, ApiError> {
         "Background" => Propagation::Background,
         "Foreground" => Propagation::Foreground,
         other => {
-            return Err(ApiError::bad_request(format!(
-                "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"{other}\": \
-                 supported values: \"Background\", \"Foreground\", \"Orphan\", \"nil\""
-            )));
+            let path = Path::new("propagationPolicy");
+            let known = ["Background", "Foreground", "Orphan", "nil"];
+            return Err(invalid(FieldError::not_supported(&path, other, &known)));
         }
     }))
 }
@@ -216,7 +230,8 @@ async fn apply(
     })
 }
 
-fn check_preconditions(
+/// Refuses what the options say is another object, or another version of it.
+pub(crate) fn check_preconditions(
     resource: &Resource,
     options: &DeleteOptions,
     current: &Value,

@@ -6,7 +6,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use apimachinery::{negotiate::Format, status::ApiError};
+use apimachinery::{
+    field::{FieldError, FieldErrors, Path},
+    gvk::GroupKind,
+    negotiate::Format,
+    status::ApiError,
+};
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::Frame;
@@ -102,7 +107,9 @@ fn plan(query: &Query) -> Result<Plan, ApiError> {
     let matching = query.get("resourceVersionMatch");
     if !token.is_empty() {
         if !matching.is_empty() {
-            return Err(invalid("resourceVersionMatch is forbidden when continue is provided"));
+            return Err(forbidden_match(
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
         if !matches!(version, "" | "0") {
             let text = "specifying resource version is not allowed when using continue";
@@ -112,14 +119,14 @@ fn plan(query: &Query) -> Result<Plan, ApiError> {
         return Ok(Plan { want: Want::Exact(token.rv), start: Some(token.start), limit });
     }
     if version.is_empty() && !matching.is_empty() {
-        return Err(invalid(
+        return Err(forbidden_match(
             "resourceVersionMatch is forbidden unless resourceVersion is provided",
         ));
     }
     let revision = parse_revision(version)?;
     let want = match (matching, revision) {
         ("Exact", 0) => {
-            return Err(invalid(
+            return Err(forbidden_match(
                 "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
             ));
         }
@@ -128,17 +135,22 @@ fn plan(query: &Query) -> Result<Plan, ApiError> {
         ("" | "NotOlderThan", 0) => Want::Newest,
         ("" | "NotOlderThan", revision) => Want::NotOlderThan(revision),
         (other, _) => {
-            return Err(invalid(&format!(
-                "resourceVersionMatch: Unsupported value: \"{other}\": \
-                 supported values: \"Exact\", \"NotOlderThan\""
-            )));
+            let path = Path::new("resourceVersionMatch");
+            let known = ["Exact", "NotOlderThan"];
+            return Err(invalid(FieldError::not_supported(&path, other, &known)));
         }
     };
     Ok(Plan { want, start: None, limit })
 }
 
-fn invalid(text: &str) -> ApiError {
-    ApiError::bad_request(format!("ListOptions.meta.k8s.io \"\" is invalid: {text}"))
+/// What is wrong with `resourceVersionMatch` beside the other options of a list or watch.
+pub(crate) fn forbidden_match(why: &str) -> ApiError {
+    invalid(FieldError::forbidden(&Path::new("resourceVersionMatch"), why))
+}
+
+fn invalid(error: FieldError) -> ApiError {
+    let kind = GroupKind::new("meta.k8s.io", "ListOptions");
+    ApiError::invalid(kind, "", &FieldErrors::from(error))
 }
 
 /// A `resourceVersion` parameter; empty counts as 0.

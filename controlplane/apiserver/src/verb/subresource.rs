@@ -21,11 +21,6 @@ use crate::{body::Body, registry, respond};
 
 pub(crate) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
     let verb = call.info.verb.as_str();
-    let offered =
-        call.resource.subresource(&call.info.subresource).is_some_and(|s| s.verbs.contains(&verb));
-    if !offered || call.name().is_empty() {
-        return Err(unsupported(call));
-    }
     let part = match (call.resource.plural.as_str(), call.info.subresource.as_str()) {
         (_, "scale") => return Box::pin(scale::run(call, body)).await,
         ("pods", "binding") => return Box::pin(binding::run(call, body)).await,
@@ -35,9 +30,7 @@ pub(crate) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiEr
         ("certificatesigningrequests", "status") => approval::STATUS,
         ("pods", "ephemeralcontainers") => pod::EPHEMERAL_CONTAINERS,
         ("pods", "resize") => pod::RESIZE,
-        ("namespaces", "finalize") => {
-            Part { isolate: keep_but_finalizers, settle: |_, _| Ok(()), whole: false }
-        }
+        ("namespaces", "finalize") => Part { isolate: keep_but_finalizers, ..Part::STATUS },
         (_, "status") => Part::STATUS,
         _ => return Err(unsupported(call)),
     };

@@ -23,6 +23,7 @@ use crate::{
     admit::{self, Operation},
     allocate,
     body::Body,
+    guard,
     registry::{self, Outcome},
     rules::{self, Decoded},
     stored,
@@ -38,16 +39,27 @@ pub(crate) struct Part {
     pub(crate) isolate: fn(&mut Value, &Value),
     /// What this part's own rules say about the change, after defaults.
     pub(crate) settle: fn(&Value, &Value) -> Result<(), ApiError>,
-    /// Whether the strategy of whole-object updates and validation apply.
+    /// What is wrong with the object as it is to be stored.
+    pub(crate) validate: fn(&Resource, &Value, &Value) -> Result<(), ApiError>,
+    /// Whether the strategy of whole-object updates applies.
     pub(crate) whole: bool,
 }
 
 impl Part {
     /// The object but for its status.
-    pub(crate) const WHOLE: Self = Self { isolate: |_, _| {}, settle: |_, _| Ok(()), whole: true };
+    pub(crate) const WHOLE: Self = Self {
+        isolate: |_, _| {},
+        settle: |_, _| Ok(()),
+        validate: rules::validate_update,
+        whole: true,
+    };
     /// The status.
-    pub(crate) const STATUS: Self =
-        Self { isolate: write::isolate_status, settle: |_, _| Ok(()), whole: false };
+    pub(crate) const STATUS: Self = Self {
+        isolate: write::isolate_status,
+        settle: |_, _| Ok(()),
+        validate: rules::validate_status,
+        whole: false,
+    };
 }
 
 /// Whether a change is tried again on a newer object.
@@ -69,6 +81,7 @@ pub(crate) async fn run(call: &Call, body: Body, part: Part) -> Result<Response<
     let missing = call.server.registry().find(resource, call.namespace(), call.name()).is_none();
     if missing && part.whole && resource.strategy.create_on_update {
         object::metadata_mut(&mut object).remove("resourceVersion");
+        guard::authorize_verb(&call.server, &call.info, &call.user, "create")?;
         let stored = create::create(call, object).await?;
         return stored.respond(call, StatusCode::CREATED, &warnings);
     }
@@ -190,11 +203,7 @@ impl Attempt<'_> {
         let resource = &*call.resource;
         check_finalizers(resource, &object, current)?;
         let mut alongside = allocate::on_update(&call.server, resource, &mut object, current)?;
-        if self.part.whole {
-            rules::validate_update(resource, &object, current)?;
-        } else {
-            rules::validate_status(resource, &object, current)?;
-        }
+        (self.part.validate)(resource, &object, current)?;
         admit::validate(call, Operation::Update, Some(&object), Some(current)).await?;
         if self.dry {
             return Ok(Some(Stored::Dry(object)));

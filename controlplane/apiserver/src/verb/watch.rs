@@ -25,6 +25,8 @@ use crate::{
 const EVENTS_WAITING_MAX: usize = 4096;
 /// Kubernetes 1.36: a watch without `timeoutSeconds` ends after 30 to 60 minutes.
 const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
+/// No watch is promised to last longer, whatever it asks for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Kubernetes 1.36: a bookmark a minute, when there is something to say.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Marks the end of the initial events of a streaming list.
@@ -58,7 +60,7 @@ struct Watch {
 pub(crate) fn run(call: &Call) -> Result<Response<Body>, ApiError> {
     let filter = Filter::parse(&call.resource, &call.query, call.name())?;
     let start = start(call)?;
-    let timeout = timeout(call)?;
+    let timeout = timeout(call.query.number("timeoutSeconds")?);
     let body = match open(call, &filter, start)? {
         Ok(Opened { watcher, page, after }) => {
             let mut tick = tokio::time::interval(BOOKMARK_EVERY);
@@ -93,14 +95,12 @@ pub(crate) fn run(call: &Call) -> Result<Response<Body>, ApiError> {
     Ok(response)
 }
 
-fn timeout(call: &Call) -> Result<Duration, ApiError> {
-    let asked = call.query.number("timeoutSeconds")?.unwrap_or_default();
-    match u64::try_from(asked) {
+fn timeout(asked: Option<i64>) -> Duration {
+    match u64::try_from(asked.unwrap_or_default()) {
         Ok(0) | Err(_) => {
-            let spread = crate::random::below(TIMEOUT_MIN.as_secs());
-            Ok(TIMEOUT_MIN + Duration::from_secs(spread))
+            TIMEOUT_MIN + Duration::from_secs(crate::random::below(TIMEOUT_MIN.as_secs()))
         }
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Ok(seconds) => Duration::from_secs(seconds).min(TIMEOUT_MAX),
     }
 }
 
@@ -112,8 +112,8 @@ fn start(call: &Call) -> Result<Start, ApiError> {
     let revision = list::parse_revision(query.get("resourceVersion"))?;
     if !initial {
         if !matching.is_empty() {
-            return Err(invalid(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            return Err(list::forbidden_match(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
             ));
         }
         return Ok(if revision == 0 {
@@ -123,8 +123,8 @@ fn start(call: &Call) -> Result<Start, ApiError> {
         });
     }
     if matching != "NotOlderThan" {
-        return Err(invalid(
-            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        return Err(list::forbidden_match(
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
         ));
     }
     if !query.flag("sendInitialEvents") {
@@ -136,10 +136,6 @@ fn start(call: &Call) -> Result<Start, ApiError> {
         return Err(ApiError::too_large_resource_version(revision, current, 1));
     }
     Ok(Start::Present { bookmark: query.flag("allowWatchBookmarks") })
-}
-
-fn invalid(text: &str) -> ApiError {
-    ApiError::bad_request(format!("ListOptions.meta.k8s.io \"\" is invalid: {text}"))
 }
 
 /// An open watch with what it begins with.
@@ -162,7 +158,7 @@ fn open(call: &Call, filter: &Filter, start: Start) -> Result<Result<Opened, Api
     };
     let request = WatchRequest {
         keys: filter.keys(&call.resource, call.namespace()),
-        from: Some(after + 1),
+        from: Some(after.saturating_add(1)),
         index: filter.index(&call.resource),
         events_max: EVENTS_WAITING_MAX,
     };
@@ -319,4 +315,18 @@ fn line_of(value: &Value) -> Bytes {
     let mut line = value.to_string();
     line.push('\n');
     line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_ends_in_reasonable_time() {
+        assert_eq!(timeout(Some(5)), Duration::from_secs(5));
+        assert_eq!(timeout(Some(i64::MAX)), TIMEOUT_MAX);
+        for asked in [None, Some(0), Some(-1)] {
+            assert!((TIMEOUT_MIN..TIMEOUT_MIN * 2).contains(&timeout(asked)), "{asked:?}");
+        }
+    }
 }

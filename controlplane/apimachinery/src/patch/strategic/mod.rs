@@ -4,6 +4,8 @@
 mod diff;
 mod list;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 pub use diff::diff;
@@ -83,7 +85,7 @@ fn merge_map(
             if let (Some(Value::Array(have)), Value::Array(gone)) =
                 (original.get_mut(field), &value)
             {
-                have.retain(|item| !gone.contains(item));
+                without(have, gone);
             } else if !value.is_array() {
                 return Err(malformed("invalid patch format of primitive list"));
             }
@@ -132,7 +134,8 @@ fn retain_keys(
     let Value::Array(listed) = listed else {
         return Err(malformed("invalid patch format of retainKeys"));
     };
-    let retained = |key: &str| listed.iter().any(|one| one.as_str() == Some(key));
+    let listed: HashSet<&str> = listed.iter().filter_map(Value::as_str).collect();
+    let retained = |key: &str| listed.contains(key);
     for (key, value) in patch.iter() {
         let directive = key.starts_with(DELETE_PRIMITIVES) || key.starts_with(SET_ORDER);
         if !value.is_null() && !directive && !retained(key) {
@@ -179,11 +182,11 @@ fn order_lists(
             (None, None) => continue,
             (None, Some(changes)) => (Vec::new(), stripped_items(changes)),
             (Some(mut have), None) => {
-                have.retain(|item| !deleted.contains(item));
+                without(&mut have, deleted);
                 (have.clone(), have)
             }
             (Some(mut have), Some(changes)) => {
-                have.retain(|item| !deleted.contains(item));
+                without(&mut have, deleted);
                 let items = node.and_then(Node::inner);
                 (have.clone(), list::merge(have, changes, items, extension)?)
             }
@@ -193,6 +196,11 @@ fn order_lists(
         original.insert(key.to_owned(), Value::Array(ordered));
     }
     Ok(())
+}
+
+fn without(have: &mut Vec<Value>, gone: &[Value]) {
+    let gone: HashSet<&Value> = gone.iter().collect();
+    have.retain(|item| !gone.contains(item));
 }
 
 fn malformed(text: &str) -> PatchError {

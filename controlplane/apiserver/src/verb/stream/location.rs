@@ -39,7 +39,7 @@ pub(super) fn pod_stream(call: &Call, pod: &Value) -> Result<Target, ApiError> {
             format!("/portForward/{namespace}/{name}{query}")
         }
         "log" => {
-            check_log_options(query, name)?;
+            check_log_options(name, query)?;
             let container = container(pod, query.get("container"))?;
             let known = [
                 "follow",
@@ -68,16 +68,15 @@ pub(super) fn pod_stream(call: &Call, pod: &Value) -> Result<Target, ApiError> {
 }
 
 /// Kubernetes 1.36, `ValidatePodLogOptions`.
-fn check_log_options(query: &Query, pod: &str) -> Result<(), ApiError> {
-    const BOUNDS: [(&str, i64, &str); 3] = [
+fn check_log_options(pod: &str, query: &Query) -> Result<(), ApiError> {
+    let mut errors = FieldErrors::new();
+    for (key, least, why) in [
         ("tailLines", 0, "must be greater than or equal to 0"),
         ("limitBytes", 1, "must be greater than 0"),
         ("sinceSeconds", 1, "must be greater than 0"),
-    ];
-    let mut errors = FieldErrors::default();
-    for (key, least, detail) in BOUNDS {
+    ] {
         if let Some(number) = query.number(key)?.filter(|number| *number < least) {
-            errors.push(FieldError::invalid(&Path::new(key), number, detail));
+            errors.push(FieldError::invalid(&Path::new(key), number, why));
         }
     }
     if errors.is_empty() {
@@ -104,14 +103,19 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// What stands behind `/proxy`, untouched, with the query.
-fn rest(uri: &Uri) -> String {
-    let path = uri.path();
-    let rest = path.split_once("/proxy").map_or("", |(_, rest)| rest);
-    let rest = if rest.starts_with('/') { rest } else { "/" };
+/// What stands behind `…/<name>/proxy`, untouched, with the query.
+fn rest(call: &Call, uri: &Uri) -> String {
+    behind_proxy(uri, !call.info.namespace.is_empty())
+}
+
+/// Names may be `proxy` too, so segments are counted: `api/v1/[namespaces/<namespace>/]<resource>/<name>/proxy`.
+fn behind_proxy(uri: &Uri, in_namespace: bool) -> String {
+    let segments = if in_namespace { 7 } else { 5 };
+    let path = uri.path().trim_start_matches('/');
+    let rest = path.splitn(segments + 1, '/').nth(segments).unwrap_or_default();
     match uri.query() {
-        Some(query) => format!("{rest}?{query}"),
-        None => rest.to_owned(),
+        Some(query) => format!("/{rest}?{query}"),
+        None => format!("/{rest}"),
     }
 }
 
@@ -138,7 +142,7 @@ fn plain(scheme: &str) -> Result<(), ApiError> {
 pub(super) fn node_proxy(call: &Call, uri: &Uri) -> Result<Target, ApiError> {
     let (_, name, _) = split_name(call.name())?;
     call.server.registry().get(&call.resource, "", name)?;
-    Ok(Target { node: name.to_owned(), address: None, path_and_query: rest(uri) })
+    Ok(Target { node: name.to_owned(), address: None, path_and_query: rest(call, uri) })
 }
 
 pub(super) fn pod_proxy(call: &Call, uri: &Uri) -> Result<Target, ApiError> {
@@ -162,11 +166,24 @@ pub(super) fn pod_proxy(call: &Call, uri: &Uri) -> Result<Target, ApiError> {
     let address: IpAddr = object::text(&pod, &["status", "podIP"])
         .parse()
         .map_err(|_| ApiError::bad_request(format!("pod {name} has no address yet")))?;
+    if !is_proxyable(address) {
+        return Err(ApiError::bad_request("address not allowed"));
+    }
     Ok(Target {
         node: object::text(&pod, &["spec", "nodeName"]).to_owned(),
         address: Some(SocketAddr::new(address, port)),
-        path_and_query: rest(uri),
+        path_and_query: rest(call, uri),
     })
+}
+
+/// Kubernetes 1.36, `IsProxyableIP`: a status can name any address, and a node reaches more than its pods.
+fn is_proxyable(address: IpAddr) -> bool {
+    let local = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let address = address.to_canonical();
+    !(local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
 /// A ready endpoint of the Service, any of them.
@@ -195,7 +212,7 @@ pub(super) fn service_proxy(call: &Call, uri: &Uri) -> Result<Target, ApiError> 
     let (node, address) = candidates.into_iter().nth(chosen).ok_or_else(|| {
         ApiError::service_unavailable(format!("no endpoints available for service \"{name}\""))
     })?;
-    Ok(Target { node, address: Some(address), path_and_query: rest(uri) })
+    Ok(Target { node, address: Some(address), path_and_query: rest(call, uri) })
 }
 
 /// The name of the Service's port that a number or a name means.
@@ -243,8 +260,15 @@ mod tests {
         assert_eq!(split_name("http:web:http").unwrap(), ("http", "web", "http"));
         assert!(split_name("ftp:web:1").is_err());
         let uri = |text: &str| text.parse::<Uri>().unwrap();
-        assert_eq!(rest(&uri("/api/v1/nodes/n1/proxy/stats%2Fx/y?a=b")), "/stats%2Fx/y?a=b");
-        assert_eq!(rest(&uri("/api/v1/nodes/n1/proxy")), "/");
+        for (path, want) in [
+            ("/api/v1/nodes/n1/proxy/stats%2Fx/y?a=b", "/stats%2Fx/y?a=b"),
+            ("/api/v1/nodes/n1/proxy", "/"),
+            ("/api/v1/nodes/proxy-1/proxy/x/proxy/y/", "/x/proxy/y/"),
+        ] {
+            assert_eq!(behind_proxy(&uri(path), false), want);
+        }
+        let path = "/api/v1/namespaces/proxy/services/proxy-1:80/proxy//a";
+        assert_eq!(behind_proxy(&uri(path), true), "//a");
         assert_eq!(
             encoded([("command", "sh -c"), ("tty", "1")].into_iter()),
             "?command=sh%20-c&tty=1"
@@ -252,25 +276,26 @@ mod tests {
     }
 
     #[test]
-    fn log_options_are_within_their_bounds() {
-        let check = |text: &str| check_log_options(&Query::parse(Some(text)), "web");
-        for good in ["", "tailLines=0&limitBytes=1&sinceSeconds=1", "tailLines="] {
-            check(good).unwrap();
+    fn addresses_of_the_node_itself_are_not_proxied_to() {
+        for address in
+            ["127.0.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "::ffff:127.0.0.1"]
+        {
+            assert!(!is_proxyable(address.parse().unwrap()), "{address}");
         }
-        for (bad, code, message) in [
-            ("tailLines=x", 400, "invalid syntax"),
-            (
-                "tailLines=-1",
-                422,
-                "tailLines: Invalid value: -1: must be greater than or equal to 0",
-            ),
-            ("limitBytes=0", 422, "limitBytes: Invalid value: 0: must be greater than 0"),
-            ("sinceSeconds=0", 422, "PodLogOptions \"web\" is invalid: sinceSeconds: "),
-        ] {
-            let error = check(bad).unwrap_err();
-            assert_eq!(error.code, code, "{bad}");
-            assert!(error.message.contains(message), "{}", error.message);
-        }
+        assert!(is_proxyable("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn log_options_are_checked() {
+        let check = |query: &str| check_log_options("p", &Query::parse(Some(query)));
+        check("tailLines=0&limitBytes=1&sinceSeconds=1&sinceTime=x").unwrap();
+        assert_eq!(check("tailLines=-1").unwrap_err().code, 422);
+        assert_eq!(check("limitBytes=0").unwrap_err().code, 422);
+        assert_eq!(check("tailLines=x").unwrap_err().code, 400);
+        assert_eq!(
+            check("sinceSeconds=0").unwrap_err().message,
+            "PodLogOptions \"p\" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0"
+        );
     }
 
     #[test]

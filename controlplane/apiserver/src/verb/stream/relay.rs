@@ -6,7 +6,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
     header::{
         AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-        TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
 };
 use http_body_util::BodyExt as _;
@@ -14,7 +14,7 @@ use hyper::{client::conn::http1, upgrade};
 use hyper_util::rt::TokioIo;
 
 use crate::{
-    authn::impersonation,
+    authn::{WEBSOCKET_BEARER_PREFIX, impersonation},
     body::{self, Body, BodyError},
     nodes::Stream,
 };
@@ -95,6 +95,7 @@ fn outgoing(
     *outgoing.uri_mut() = path_and_query.parse().map_err(|e| invalid(&e))?;
     let mut headers = parts.headers;
     strip(&mut headers);
+    hide_token(&mut headers);
     let impersonating: Vec<HeaderName> =
         headers.keys().filter(|name| impersonation::is_header(name.as_str())).cloned().collect();
     for name in impersonating {
@@ -112,6 +113,26 @@ fn outgoing(
 fn strip(headers: &mut HeaderMap) {
     for name in OURS {
         headers.remove(name);
+    }
+}
+
+/// Browsers authenticate by a protocol that they offer besides those they mean.
+fn hide_token(headers: &mut HeaderMap) {
+    let offered: Vec<HeaderValue> =
+        headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect();
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    for value in offered {
+        let Ok(text) = value.to_str() else { continue };
+        let meant: Vec<&str> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|protocol| {
+                !protocol.is_empty() && !protocol.starts_with(WEBSOCKET_BEARER_PREFIX)
+            })
+            .collect();
+        if let (false, Ok(value)) = (meant.is_empty(), HeaderValue::from_str(&meant.join(", "))) {
+            headers.append(SEC_WEBSOCKET_PROTOCOL, value);
+        }
     }
 }
 
@@ -137,4 +158,24 @@ async fn copy(ours: upgrade::OnUpgrade, theirs: upgrade::OnUpgrade) {
 fn failed(error: &hyper::Error) -> ApiError {
     let message = format!("error dialing backend: {error}");
     ApiError::new(502, Reason::ServiceUnavailable, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stays_here() {
+        let mut headers = HeaderMap::new();
+        for value in [
+            "base64url.bearer.authorization.k8s.io.dG9rZW4, v5.channel.k8s.io",
+            "v4.channel.k8s.io,base64url.bearer.authorization.k8s.io.dG9rZW4",
+            "base64url.bearer.authorization.k8s.io.dG9rZW4",
+        ] {
+            headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(value));
+        }
+        hide_token(&mut headers);
+        let left: Vec<_> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().collect();
+        assert_eq!(left, ["v5.channel.k8s.io", "v4.channel.k8s.io"]);
+    }
 }

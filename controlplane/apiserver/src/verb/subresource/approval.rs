@@ -7,10 +7,8 @@ use serde_json::Value;
 
 use crate::verb::{update::Part, write};
 
-pub(super) const APPROVAL: Part =
-    Part { isolate: keep_but_approval, settle: |_, _| Ok(()), whole: false };
-pub(super) const STATUS: Part =
-    Part { isolate: keep_but_signature, settle: |_, _| Ok(()), whole: false };
+pub(super) const APPROVAL: Part = Part { isolate: keep_but_approval, ..Part::STATUS };
+pub(super) const STATUS: Part = Part { isolate: keep_but_signature, ..Part::STATUS };
 
 fn is_verdict(condition: &Value) -> bool {
     matches!(object::text(condition, &["type"]), "Approved" | "Denied")

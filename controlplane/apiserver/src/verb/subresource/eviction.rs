@@ -43,14 +43,16 @@ pub(super) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiEr
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
     admit::mutate(call, Operation::Create, &mut eviction, None).await?;
-    let options = DeleteOptions::of_object(&eviction["deleteOptions"], &call.query)?;
+    let mut options = DeleteOptions::of_object(&eviction["deleteOptions"], &call.query)?;
     let entry = call.server.registry().get(&call.resource, call.namespace(), call.name())?;
     let pod = stored::decode(&entry)?;
+    delete::check_preconditions(&call.resource, &options, &pod)?;
     if !ignores_budgets(&pod) && !is_released(call, &pod, options.dry).await? {
         return Err(ApiError::modified(registry::group_resource(&call.resource), call.name()));
     }
     if !options.dry {
-        mark(call).await?;
+        let version = mark(call, &options).await?;
+        options.follow(&version);
     }
     delete::delete(call, call.namespace(), call.name(), &options).await?;
     Ok(created(call))
@@ -167,13 +169,14 @@ fn forbidden(name: &str, why: &str) -> ApiError {
     )
 }
 
-/// Says on the pod why it goes.
-async fn mark(call: &Call) -> Result<(), ApiError> {
+/// Says on the pod why it goes; the pod's version then.
+async fn mark(call: &Call, options: &DeleteOptions) -> Result<String, ApiError> {
     for _ in 0..ATTEMPTS_MAX {
         let entry = call.server.registry().get(&call.resource, call.namespace(), call.name())?;
         let mut pod = stored::decode(&entry)?;
+        delete::check_preconditions(&call.resource, options, &pod)?;
         if object::is_terminating(&pod) {
-            return Ok(());
+            return Ok(object::resource_version(&pod).to_owned());
         }
         let condition = json!({"type": "DisruptionTarget", "status": "True",
             "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
@@ -187,8 +190,8 @@ async fn mark(call: &Call) -> Result<(), ApiError> {
             None => *conditions = json!([condition]),
         }
         let registry = call.server.registry();
-        if let Outcome::Done(_) = registry.replace(&entry, &pod, Alongside::default()).await? {
-            return Ok(());
+        if let Outcome::Done(entry) = registry.replace(&entry, &pod, Alongside::default()).await? {
+            return Ok(entry.mod_revision.to_string());
         }
     }
     Err(ApiError::modified(registry::group_resource(&call.resource), call.name()))

@@ -9,13 +9,21 @@ use apimachinery::{
 };
 use serde_json::Value;
 
-use crate::{resource, verb::update::Part};
+use crate::{resource, rules, verb::update::Part};
 
-pub(super) const EPHEMERAL_CONTAINERS: Part =
-    Part { isolate: keep_but_ephemeral, settle: check_ephemeral, whole: false };
+pub(super) const EPHEMERAL_CONTAINERS: Part = Part {
+    isolate: keep_but_ephemeral,
+    settle: check_ephemeral,
+    validate: rules::validate_part,
+    whole: false,
+};
 
-pub(super) const RESIZE: Part =
-    Part { isolate: keep_but_resources, settle: check_resize, whole: false };
+pub(super) const RESIZE: Part = Part {
+    isolate: keep_but_resources,
+    settle: check_resize,
+    validate: rules::validate_part,
+    whole: false,
+};
 
 fn restore(object: &mut Value, old: &Value) {
     let version = object::resource_version(object).to_owned();
@@ -97,14 +105,65 @@ fn keep_but_resources(object: &mut Value, old: &Value) {
     }
 }
 
+/// Kubernetes 1.36, `ValidatePodResize`: cpu and memory of containers change, and none is taken away; those of init containers that
+/// end stay.
 fn check_resize(object: &Value, old: &Value) -> Result<(), ApiError> {
-    let class = |o: &Value| resource::pod_qos_class(&o["spec"]);
-    if class(object) == class(old) {
-        return Ok(());
-    }
     let spec = Path::new("spec");
-    let why = "Pod QOS Class may not change as a result of resizing";
-    Err(refused(object, FieldError::invalid_text(&spec, class(object), why)))
+    let class = |o: &Value| resource::pod_qos_class(&o["spec"]);
+    if class(object) != class(old) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        return Err(refused(object, FieldError::invalid_text(&spec, class(object), why)));
+    }
+    for field in ["containers", "initContainers"] {
+        let pairs = object::list(object, &["spec", field]).zip(object::list(old, &["spec", field]));
+        for (index, (new, before)) in pairs.enumerate() {
+            let list = spec.child(field);
+            let path = list.index(index);
+            let path = path.child("resources");
+            for side in ["requests", "limits"] {
+                let now = amounts(new, side);
+                if amounts(before, side).keys().any(|name| !now.contains_key(name)) {
+                    let why = format!("resource {side} cannot be removed");
+                    return Err(refused(object, FieldError::forbidden(&path.child(side), why)));
+                }
+            }
+            let runs_on = field == "containers" || before["restartPolicy"] == "Always";
+            let differ = |side: &&str| amounts(new, side) != amounts(before, side);
+            if !runs_on && ["requests", "limits"].iter().any(differ) {
+                let why = "resources for non-sidecar init containers are immutable";
+                return Err(refused(object, FieldError::forbidden(&path, why)));
+            }
+            if but_cpu_and_memory(new) != but_cpu_and_memory(before) {
+                let why = "only cpu and memory resources are mutable";
+                return Err(refused(object, FieldError::forbidden(&spec, why)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn amounts(container: &Value, side: &str) -> object::Object {
+    container["resources"][side].as_object().cloned().unwrap_or_default()
+}
+
+fn but_cpu_and_memory(container: &Value) -> Value {
+    let mut container = container.clone();
+    let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else {
+        return container;
+    };
+    for side in ["requests", "limits"] {
+        let rest = resources.get_mut(side).and_then(Value::as_object_mut).map(|amounts| {
+            amounts.retain(|name, _| !matches!(name.as_str(), "cpu" | "memory"));
+            amounts.len()
+        });
+        if rest == Some(0) {
+            resources.remove(side);
+        }
+    }
+    if resources.is_empty() {
+        object::map_mut(&mut container).remove("resources");
+    }
+    container
 }
 
 #[cfg(test)]
@@ -143,5 +202,26 @@ mod tests {
         let mut none = json!({"spec": {"containers": [{"name": "c", "image": "i"}]}});
         keep_but_resources(&mut none, &old);
         assert_eq!(check_resize(&none, &old).unwrap_err().code, 422);
+    }
+
+    #[test]
+    fn a_resize_changes_cpu_and_memory_alone() {
+        let old = json!({"spec": {"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "1"}}}],
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}}}]}});
+        let with = |pointer: &str, value: Value| {
+            let mut new = old.clone();
+            *new.pointer_mut(pointer).unwrap() = value;
+            check_resize(&new, &old).map_err(|error| error.message)
+        };
+        let requests = "/spec/containers/0/resources/requests";
+        with(requests, json!({"cpu": "2", "ephemeral-storage": "1Gi", "memory": "1Gi"})).unwrap();
+        for (pointer, value, want) in [
+            (requests, json!({"cpu": "1", "ephemeral-storage": "2Gi"}), "only cpu and memory"),
+            (requests, json!({"ephemeral-storage": "1Gi"}), "resource requests cannot be removed"),
+            ("/spec/initContainers/0/resources/requests/cpu", json!("2"), "non-sidecar init"),
+        ] {
+            let error = with(pointer, value).unwrap_err();
+            assert!(error.contains(want), "{error}");
+        }
     }
 }

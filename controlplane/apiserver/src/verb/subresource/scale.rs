@@ -28,7 +28,7 @@ use crate::{
 const SCALE: GroupVersionKind<'static> = GroupVersionKind::new("autoscaling", "v1", "Scale");
 
 /// Everything is kept but what `change` set itself.
-const REPLICAS: Part = Part { isolate: |_, _| {}, settle: |_, _| Ok(()), whole: false };
+const REPLICAS: Part = Part { isolate: |_, _| {}, ..Part::STATUS };
 
 pub(super) async fn run(call: &Call, body: Body) -> Result<Response<Body>, ApiError> {
     let (stored, warnings) = match call.info.verb.as_str() {
