@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use netd::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// The newest format of the configuration file this build reads.
@@ -50,6 +51,10 @@ pub(crate) struct Config {
     pub(crate) node_ip: Vec<IpAddr>,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
+    /// Ranges of the pods' addresses.
+    pub(crate) cluster_cidrs: Vec<IpNet>,
+    /// Ranges of the services' addresses.
+    pub(crate) service_cidrs: Vec<IpNet>,
     pub(crate) resolv_conf: PathBuf,
     pub(crate) max_pods: u32,
     /// Bytes of memory kept from pods beyond the eviction threshold.
@@ -75,6 +80,8 @@ impl Default for Config {
             node_ip: Vec::new(),
             cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
             cluster_domain: "cluster.local".into(),
+            cluster_cidrs: vec![netd::CLUSTER_CIDR],
+            service_cidrs: vec![netd::SERVICE_CIDR],
             resolv_conf: "/etc/resolv.conf".into(),
             max_pods: 110,
             reserved_memory_bytes: 0,

@@ -51,6 +51,8 @@ pub(crate) fn netd_config(config: &Config, node_ips: Vec<std::net::IpAddr>) -> n
     netd.state_dir = config.data_dir.join("network");
     netd.cluster_domain.clone_from(&config.cluster_domain);
     netd.cluster_dns.clone_from(&config.cluster_dns);
+    netd.cluster_cidrs.clone_from(&config.cluster_cidrs);
+    netd.service_cidrs.clone_from(&config.service_cidrs);
     netd.upstream_resolv_conf.clone_from(&config.resolv_conf);
     netd
 }
@@ -87,9 +89,10 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         .await
         .context("the monitor did not come up")?;
     let addresses = address::observe(&config);
-    let netd = Netd::start(netd_config(&config, addresses.clone()), client.clone())
-        .await
-        .context("the pod network did not come up")?;
+    let mut network = netd_config(&config, addresses.clone());
+    network.accept_tcp_ports = address::served_here(&config.servers);
+    let netd =
+        Netd::start(network, client.clone()).await.context("the pod network did not come up")?;
     let images = ImageStore::open(ImageStoreConfig {
         dir: config.data_dir.join("images"),
         registries: config.registries_file.clone(),

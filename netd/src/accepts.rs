@@ -4,7 +4,6 @@
 //! `flotilla` stand first in that very chain; elsewhere nothing is added. Re-checked when somebody changes a ruleset. Must not change
 //! any rule without our comment.
 
-use std::fmt::Write as _;
 use std::io;
 use std::time::Duration;
 
@@ -68,34 +67,30 @@ impl Accept {
         text
     }
 
-    /// In nft's language, for a table of any family.
-    pub(crate) fn nft(&self, family: Family) -> String {
-        let ip = if family == Family::V4 { "ip" } else { "ip6" };
-        let mut text = String::new();
-        let mut push = |part: String| {
-            // Writing to a String can't fail.
-            let written = write!(text, "{part} ");
-            debug_assert!(written.is_ok());
+    /// As `nft list` prints it, for a table of that family ("inet", "ip", "ip6").
+    pub(crate) fn nft(&self, family: Family, table: &str) -> String {
+        let (ip, nfproto) = match family {
+            Family::V4 => ("ip", "ipv4"),
+            Family::V6 => ("ip6", "ipv6"),
         };
-        match (self.source, self.destination) {
-            (None, None) => {
-                push(format!(
-                    "meta nfproto {}",
-                    if family == Family::V4 { "ipv4" } else { "ipv6" }
-                ));
-            }
-            (source, destination) => {
-                source.into_iter().for_each(|net| push(format!("{ip} saddr {net}")));
-                destination.into_iter().for_each(|net| push(format!("{ip} daddr {net}")));
-            }
+        let mut parts = Vec::new();
+        if self.source.is_none() && self.destination.is_none() && table == "inet" {
+            parts.push(format!("meta nfproto {nfproto}"));
         }
-        if let Some((protocol, port)) = self.port {
-            push(format!("{} dport {port}", word(protocol)));
-        }
-        if self.translated {
-            push("ct status dnat".to_owned());
-        }
-        text + &format!("accept comment \"{COMMENT}\"")
+        parts.extend(self.source.map(|net| format!("{ip} saddr {}", short(net))));
+        parts.extend(self.destination.map(|net| format!("{ip} daddr {}", short(net))));
+        parts.extend(self.port.map(|(protocol, port)| format!("{} dport {port}", word(protocol))));
+        parts.extend(self.translated.then(|| "ct status dnat".to_owned()));
+        parts.push(format!("accept comment \"{COMMENT}\""));
+        parts.join(" ")
+    }
+}
+
+/// A network without the prefix length where it is one address.
+fn short(net: IpNet) -> String {
+    match net.prefix_len() == net.max_prefix_len() {
+        true => net.addr().to_string(),
+        false => net.to_string(),
     }
 }
 
@@ -251,12 +246,13 @@ mod tests {
             ]
         );
         assert_eq!(
-            accepts[0].nft(Family::V4),
-            "ip saddr 10.244.0.0/16 ip daddr 169.254.0.53/32 udp dport 10053 accept comment \"flotilla\""
+            accepts[0].nft(Family::V4, "inet"),
+            "ip saddr 10.244.0.0/16 ip daddr 169.254.0.53 udp dport 10053 accept comment \"flotilla\""
         );
         assert_eq!(
-            accepts[4].nft(Family::V4),
+            accepts[4].nft(Family::V4, "inet"),
             "meta nfproto ipv4 ct status dnat accept comment \"flotilla\""
         );
+        assert_eq!(accepts[4].nft(Family::V4, "ip"), "ct status dnat accept comment \"flotilla\"");
     }
 }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::StartError;
 
@@ -23,6 +23,10 @@ pub const DNS_PORT: u16 = 10053;
 /// Address on `lo` (scope host) on which the node's resolver listens: there even with every cable unplugged.
 /// Taken from the reserved first /24 of 169.254/16, which no autoconfigured host may claim (RFC 3927).
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 53);
+/// Default range of pods' addresses.
+pub const CLUSTER_CIDR: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16));
+/// Default range of ClusterIPs.
+pub const SERVICE_CIDR: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
 /// Default name of the nftables tables (`ip flotilla`, `ip6 flotilla`).
 pub const TABLE: &str = "flotilla";
 
@@ -82,14 +86,8 @@ impl Config {
             state_dir: PathBuf::from("/var/lib/flotilla/agent/network"),
             cluster_domain: "cluster.local".to_owned(),
             cluster_dns: vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))],
-            service_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(
-                Ipv4Addr::new(10, 96, 0, 0),
-                12,
-            ))],
-            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(
-                Ipv4Addr::new(10, 244, 0, 0),
-                16,
-            ))],
+            service_cidrs: vec![SERVICE_CIDR],
+            cluster_cidrs: vec![CLUSTER_CIDR],
             table: TABLE.to_owned(),
             route_protocol: ROUTE_PROTOCOL,
             upstream_resolv_conf: PathBuf::from("/etc/resolv.conf"),

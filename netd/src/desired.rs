@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::cluster::{Cluster, Endpoint, Key, Service, ServicePort};
 use crate::pods::Table;
 use crate::rules::Family;
-use crate::{Config, DNS_ADDRESS, Protocol};
+use crate::{Config, DNS_ADDRESS, Mode, Protocol};
 
 /// The port of DNS.
 const DNS_SERVICE_PORT: u16 = 53;
@@ -88,8 +88,10 @@ pub(crate) struct Desired {
 /// Decides everything anew; cheap enough for each change (some microseconds per service).
 pub(crate) fn plan_desired(config: &Config, cluster: &Cluster, pods: &Table) -> Desired {
     let own = cluster.nodes.get(config.node_name.as_str());
+    // Beside somebody else's pod network, masquerade of pods is theirs to do.
+    let ours = own.filter(|_| config.mode == Mode::Node);
     let mut desired = Desired {
-        own_cidrs: own.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
+        own_cidrs: ours.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         cluster_cidrs: config.cluster_cidrs.clone(),
         service_cidrs: config.exclusive_service_cidrs(),
         ..Desired::default()
@@ -201,11 +203,13 @@ fn add_port(
         }
         for address in service.load_balancer_ips.iter().filter(|ip| Family::of(ip) == family) {
             desired.vips.entry(vip(address)).or_insert_with(|| external_target.clone());
-            if !service.source_ranges.is_empty() {
+            let ranges = service.source_ranges.iter().copied();
+            let ranges = ranges.filter(|range| Family::of_net(range) == family);
+            let mut ranges: Vec<IpNet> = ranges.collect();
+            // As kube-proxy, where no range is of the address's family: from anywhere.
+            if !ranges.is_empty() {
                 // The node itself may, with the VIP as its source, as where a balancer puts the VIP on the node.
-                let ranges = service.source_ranges.iter().copied();
-                let ranges = ranges.chain([IpNet::from(*address)]);
-                let ranges = ranges.filter(|range| Family::of_net(range) == family).collect();
+                ranges.push(IpNet::from(*address));
                 desired.restricted.insert(vip(address), ranges);
             }
         }
@@ -275,6 +279,7 @@ fn backends(endpoints: &[(&Endpoint, u16)]) -> Arc<[Backend]> {
 mod tests {
     use super::*;
     use crate::cluster::{Object, Slice, SlicePort};
+    use crate::topology::NodeView;
 
     fn endpoint(address: &str, node: &str, state: &str) -> Endpoint {
         Endpoint {
@@ -368,5 +373,32 @@ mod tests {
         );
         let (_, target) = desired.vips.first_key_value().unwrap();
         assert_eq!(addresses(&target.endpoints), "10.244.1.1 10.244.2.1");
+    }
+
+    #[test]
+    fn pods_of_another_network_are_not_ours_to_masquerade() {
+        let mut cluster = Cluster::default();
+        let cidrs = vec!["10.9.1.0/24".parse().unwrap()];
+        let node = NodeView { pod_cidrs: cidrs.clone(), ..NodeView::default() };
+        cluster.insert(Object::Node("n1".into(), node));
+        let mut config = Config::new("n1", vec!["192.0.2.1".parse().unwrap()]);
+        assert_eq!(plan_desired(&config, &cluster, &Table::new()).own_cidrs, cidrs);
+        config.mode = Mode::Proxy;
+        assert!(plan_desired(&config, &cluster, &Table::new()).own_cidrs.is_empty());
+    }
+
+    #[test]
+    fn source_ranges_restrict_their_own_family_only() {
+        let service = Service {
+            load_balancer_ips: vec!["203.0.113.8".parse().unwrap(), "2001:db8::8".parse().unwrap()],
+            source_ranges: vec!["192.0.2.0/24".parse().unwrap()],
+            ..Service::default()
+        };
+        let desired = plan(service, vec![endpoint("10.244.1.1", "n1", "ready")]);
+        let restricted: Vec<_> = desired.restricted.into_iter().collect();
+        let [(vip, ranges)] = restricted.as_slice() else { panic!("{restricted:?}") };
+        assert_eq!(vip.address.to_string(), "203.0.113.8");
+        let ranges: Vec<_> = ranges.iter().map(IpNet::to_string).collect();
+        assert_eq!(ranges, ["192.0.2.0/24", "203.0.113.8/32"]);
     }
 }

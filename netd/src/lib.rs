@@ -36,9 +36,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use config::{
-    Config, DNS_ADDRESS, DNS_PORT, Mode, ROUTE_PROTOCOL, TABLE, VXLAN_PORT, VXLAN_VNI,
+    CLUSTER_CIDR, Config, DNS_ADDRESS, DNS_PORT, Mode, ROUTE_PROTOCOL, SERVICE_CIDR, TABLE,
+    VXLAN_PORT, VXLAN_VNI,
 };
 pub use error::{AttachError, DetachError, RemoveError, StartError};
+pub use ipnet::IpNet;
 pub use link::LinkError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;

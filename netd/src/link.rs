@@ -101,7 +101,8 @@ fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Makes a pod's link, and its namespace where there is none yet. The pod's end comes up last: an end that comes up beside one that is up can send at once, the
+/// Makes a pod's link, and its namespace where there is none yet. The pod's end comes up last, by
+/// `apply_pod_end`: an end that comes up beside one that is up can send at once, the
 /// other one can when the kernel's worker has seen the carrier, which `await_carrier` waits for where it can be seen.
 pub(crate) async fn create(handle: &Handle, pin: &Path, link: &PodLink) -> Result<(), LinkError> {
     if !netns::is_pinned(pin) {
@@ -120,8 +121,12 @@ pub(crate) async fn create(handle: &Handle, pin: &Path, link: &PodLink) -> Resul
         .up()
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
-    handle.link().add(pair).execute().await?;
-    let addresses = link.addresses.clone();
+    Ok(handle.link().add(pair).execute().await?)
+}
+
+/// Makes the pod's end what it shall be; what is there stays, also a default route of the pod's own making.
+pub(crate) async fn apply_pod_end(pin: &Path, addresses: &[IpAddr]) -> Result<(), LinkError> {
+    let addresses = addresses.to_vec();
     netns::enter(pin, move || async move {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let connection = tokio::spawn(connection);
@@ -168,7 +173,10 @@ async fn configure_address(handle: &Handle, index: u32, address: IpAddr) -> Resu
             RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(index).build()
         }
     };
-    Ok(handle.route().add(default).replace().execute().await?)
+    match handle.route().add(default).execute().await.map_err(LinkError::from) {
+        Err(error) if !error.is(nix::Error::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Brings the host's end up, with the permanent neighbours of the pod.

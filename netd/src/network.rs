@@ -136,7 +136,7 @@ impl Network {
             tracing::info!(setting = name, "set for forwarding; restored on leave");
         }
         let own: Vec<IpAddr> = own_cidrs.iter().map(ipam::own_address).collect();
-        self.apply_addresses(&own).await?;
+        self.apply_addresses(&own, &own_cidrs).await?;
         let uplink = route::observe_uplink(&self.handle, &self.config.node_ips)
             .await
             .map_err(kernel("looking for the node's own link"))?;
@@ -171,12 +171,16 @@ impl Network {
         (own, others.collect())
     }
 
-    async fn apply_addresses(&self, own: &[IpAddr]) -> Result<(), NetworkError> {
+    async fn apply_addresses(&self, own: &[IpAddr], cidrs: &[IpNet]) -> Result<(), NetworkError> {
         let addresses = own_addresses(&self.config, own);
         let file = self.config.state_dir.join(saved::ADDRESSES);
         ensure_addresses(&self.handle, &addresses, &file)
             .await
-            .map_err(kernel("adding own addresses"))
+            .map_err(kernel("adding own addresses"))?;
+        let failed = || kernel("removing an earlier own address");
+        let recorded = saved::load(&file).map_err(LinkError::from).map_err(failed())?;
+        let obsolete = plan_obsolete(&recorded.unwrap_or_default(), cidrs, &self.pods.borrow());
+        delete_addresses(&self.handle, &obsolete, &file).await.map_err(failed())
     }
 
     async fn pod_routes(&self) -> Result<BTreeSet<Route>, NetworkError> {
@@ -267,7 +271,19 @@ pub(crate) fn own_addresses(config: &Config, own: &[IpAddr]) -> Vec<(IpAddr, Add
     addresses
 }
 
-/// Adds what is missing; an address of an earlier pod CIDR stays until `remove`, pods may still use it.
+/// The recorded addresses of earlier pod CIDRs, which no pod is left of.
+fn plan_obsolete(recorded: &BTreeSet<IpAddr>, cidrs: &[IpNet], pods: &Table) -> BTreeSet<IpAddr> {
+    let is_current = |address: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(address));
+    let is_settled = |address: &IpAddr| {
+        let alike = |other: &IpAddr| other.is_ipv4() == address.is_ipv4();
+        cidrs.iter().any(|cidr| alike(&cidr.addr()))
+            && pods.values().flat_map(|pod| &pod.addresses).filter(|ip| alike(ip)).all(is_current)
+    };
+    let earlier = |address: &&IpAddr| **address != DNS_ADDRESS && !is_current(address);
+    recorded.iter().filter(earlier).filter(|address| is_settled(address)).copied().collect()
+}
+
+/// Adds what is missing.
 async fn ensure_addresses(
     handle: &Handle,
     addresses: &[(IpAddr, AddressScope)],
@@ -286,27 +302,45 @@ async fn ensure_addresses(
         saved::store(file, &ours)?;
     }
     for (address, scope) in missing {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let mut request = handle.address().add(lo, *address, length);
+        let mut request = handle.address().add(lo, *address, whole(address));
         request.message_mut().header.scope = *scope;
         request.execute().await?;
     }
     Ok(())
 }
 
-/// Removes the addresses that were added, as far as they are still there.
+/// Prefix length of one address.
+fn whole(address: &IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Removes all addresses that were added, as far as they are still there.
 pub(crate) async fn remove_addresses(handle: &Handle, config: &Config) -> Result<(), LinkError> {
     let file = config.state_dir.join(saved::ADDRESSES);
-    let ours: BTreeSet<IpAddr> = saved::load(&file)?.unwrap_or_default();
+    let ours = saved::load(&file)?.unwrap_or_default();
+    delete_addresses(handle, &ours, &file).await?;
+    Ok(saved::remove(&file)?)
+}
+
+/// Removes some of the recorded addresses and their record.
+async fn delete_addresses(
+    handle: &Handle,
+    addresses: &BTreeSet<IpAddr>,
+    file: &Path,
+) -> Result<(), LinkError> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
     let lo = link::index(handle, "lo").await?.ok_or_else(|| link::missing("lo"))?;
     let present = list_addresses(handle, lo).await?;
-    for address in ours.iter().filter(|address| present.contains(address)) {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let mut request = handle.address().add(lo, *address, length);
+    for address in addresses.iter().filter(|address| present.contains(address)) {
+        let mut request = handle.address().add(lo, *address, whole(address));
         let message = std::mem::take(request.message_mut());
         handle.address().del(message).execute().await?;
     }
-    Ok(saved::remove(&file)?)
+    let mut ours: BTreeSet<IpAddr> = saved::load(file)?.unwrap_or_default();
+    ours.retain(|address| !addresses.contains(address));
+    Ok(saved::store(file, &ours)?)
 }
 
 /// The addresses of a link.
@@ -350,4 +384,36 @@ async fn listen(changes: watch::Sender<u64>) {
         }
     };
     tokio::join!(connection, pump);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::Record;
+
+    #[test]
+    fn an_earlier_address_goes_with_its_last_pod() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let pods = |addresses: &[&str]| -> Table {
+            let record = |address: &&str| Record {
+                namespace: "d".to_owned(),
+                name: "p".to_owned(),
+                link: "flt0".to_owned(),
+                addresses: vec![ip(address)],
+                host_ports: Vec::new(),
+            };
+            addresses.iter().map(|address| ((*address).to_owned(), record(address))).collect()
+        };
+        let recorded = [ip("10.244.1.0"), ip("10.244.2.0"), IpAddr::V4(DNS_ADDRESS)].into();
+        let cidrs = ["10.244.2.0/24".parse().unwrap()];
+        for (cidrs, pods, want) in [
+            (&cidrs[..], pods(&[]), vec![ip("10.244.1.0")]),
+            (&cidrs[..], pods(&["10.244.2.1"]), vec![ip("10.244.1.0")]),
+            (&cidrs[..], pods(&["10.244.1.1"]), vec![]),
+            (&[], pods(&[]), vec![]),
+        ] {
+            let obsolete = plan_obsolete(&recorded, cidrs, &pods);
+            assert_eq!(obsolete.into_iter().collect::<Vec<_>>(), want, "{cidrs:?} {pods:?}");
+        }
+    }
 }

@@ -234,6 +234,9 @@ impl Pods {
             let source = link::missing(&record.link);
             return Err(AttachError::Kernel { what: "making the link", source });
         };
+        link::apply_pod_end(pin, &record.addresses)
+            .await
+            .map_err(failed("configuring the pod's end"))?;
         link::apply_host_end(&self.handle, index, &record.addresses)
             .await
             .map_err(failed("bringing the host's end up"))?;

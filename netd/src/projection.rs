@@ -4,7 +4,8 @@
 
 use std::borrow::Cow;
 use std::fmt::Debug;
-use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Once;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -64,6 +65,23 @@ resource!(ServiceObject, "Service", "", "v1", "services");
 resource!(SliceObject, "EndpointSlice", "discovery.k8s.io", "v1", "endpointslices");
 resource!(NodeObject, "Node", "", "v1", "nodes");
 
+static WARNED: Once = Once::new();
+
+/// What can be read of these; one object's nonsense must not keep its kind from being followed.
+fn parsed<T: FromStr>(texts: impl IntoIterator<Item = String>) -> Vec<T> {
+    let texts = texts.into_iter().filter(|text| !text.is_empty());
+    let read = texts.filter_map(|text| {
+        let value = text.parse().ok();
+        if value.is_none() {
+            WARNED.call_once(|| {
+                tracing::warn!(text, "not an address or range; passed over, as more of its kind")
+            });
+        }
+        value
+    });
+    read.collect()
+}
+
 /// A `Service`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct ServiceObject {
@@ -84,7 +102,7 @@ struct ServiceSpec {
     cluster_ips: Vec<String>,
     external_name: Option<String>,
     #[serde(rename = "externalIPs")]
-    external_ips: Vec<IpAddr>,
+    external_ips: Vec<String>,
     ports: Vec<ServicePortObject>,
     session_affinity: String,
     session_affinity_config: Option<SessionAffinityConfig>,
@@ -132,7 +150,7 @@ struct LoadBalancer {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Ingress {
-    ip: Option<IpAddr>,
+    ip: String,
     ip_mode: Option<String>,
 }
 
@@ -153,7 +171,7 @@ impl Projection for ServiceObject {
         if spec.r#type == "LoadBalancer" {
             let vips = self.status.load_balancer.ingress.into_iter();
             let vips = vips.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
-            load_balancer_ips.extend(vips.filter_map(|ingress| ingress.ip));
+            load_balancer_ips = parsed(vips.map(|ingress| ingress.ip));
         }
         let timeout =
             spec.session_affinity_config.and_then(|config| config.client_ip.timeout_seconds);
@@ -170,7 +188,7 @@ impl Projection for ServiceObject {
             cluster_ips: texts.iter().filter_map(|text| text.parse().ok()).collect(),
             external_name: (spec.r#type == "ExternalName")
                 .then(|| spec.external_name.unwrap_or_default().into()),
-            external_ips: spec.external_ips,
+            external_ips: parsed(spec.external_ips),
             load_balancer_ips,
             source_ranges: ranges.iter().filter_map(|text| text.trim().parse().ok()).collect(),
             ports: spec.ports.into_iter().map(port).collect(),
@@ -205,8 +223,7 @@ struct EndpointObject {
     conditions: Conditions,
     node_name: Option<String>,
     hostname: Option<String>,
-    #[serde(default)]
-    hints: Hints,
+    hints: Option<Hints>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -220,8 +237,8 @@ struct Conditions {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Hints {
-    for_zones: Vec<Named>,
-    for_nodes: Vec<Named>,
+    for_zones: Option<Vec<Named>>,
+    for_nodes: Option<Vec<Named>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -246,9 +263,12 @@ impl Projection for SliceObject {
         if !matches!(self.address_type.as_str(), "IPv4" | "IPv6") {
             return None;
         }
-        let names = |names: Vec<Named>| names.into_iter().map(|named| named.name.into()).collect();
+        let names = |names: Option<Vec<Named>>| {
+            names.into_iter().flatten().map(|named| named.name.into()).collect()
+        };
         let endpoint = |endpoint: EndpointObject| {
             // Unset means ready; serving follows ready where it is unset.
+            let hints = endpoint.hints.unwrap_or_default();
             let ready = endpoint.conditions.ready.unwrap_or(true);
             Some(Endpoint {
                 address: endpoint.addresses.first()?.parse().ok()?,
@@ -257,8 +277,8 @@ impl Projection for SliceObject {
                 terminating: endpoint.conditions.terminating.unwrap_or(false),
                 node: endpoint.node_name.map(Into::into),
                 hostname: endpoint.hostname.filter(|name| !name.is_empty()).map(Into::into),
-                for_zones: names(endpoint.hints.for_zones),
-                for_nodes: names(endpoint.hints.for_nodes),
+                for_zones: names(hints.for_zones),
+                for_nodes: names(hints.for_nodes),
             })
         };
         let port = |port: SlicePortObject| {
@@ -296,9 +316,9 @@ pub(crate) struct NodeObject {
 #[serde(default)]
 struct NodeSpec {
     #[serde(rename = "podCIDR")]
-    pod_cidr: Option<IpNet>,
+    pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
-    pod_cidrs: Vec<IpNet>,
+    pod_cidrs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -325,7 +345,7 @@ impl Projection for NodeObject {
         }
         let internal = self.status.addresses.into_iter().filter(|a| a.r#type == "InternalIP");
         let node = NodeView {
-            pod_cidrs: pod_cidrs.into_iter().map(|cidr| cidr.trunc()).collect(),
+            pod_cidrs: parsed(pod_cidrs).iter().map(IpNet::trunc).collect(),
             internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
             zone: labels.remove("topology.kubernetes.io/zone").map(Into::into),
         };
@@ -335,6 +355,8 @@ impl Projection for NodeObject {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
@@ -376,5 +398,33 @@ mod tests {
         let states: Vec<_> =
             slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
         assert_eq!(states, [(true, true, false), (false, true, true), (false, false, false)]);
+    }
+
+    #[test]
+    fn one_field_that_is_none_leaves_the_object() {
+        let object: ServiceObject = serde_json::from_str(
+            r#"{"metadata":{"name":"web"},"spec":{"type":"LoadBalancer","externalIPs":["nowhere","203.0.113.9"]},
+            "status":{"loadBalancer":{"ingress":[{"ip":""},{"hostname":"a.example"},{"ip":"203.0.113.10"}]}}}"#,
+        )
+        .unwrap();
+        let Some(Object::Service(_, service)) = object.object() else { panic!("a service") };
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(service.external_ips, [address("203.0.113.9")]);
+        assert_eq!(service.load_balancer_ips, [address("203.0.113.10")]);
+        let object: SliceObject = serde_json::from_str(
+            r#"{"metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"addressType":"IPv4",
+            "endpoints":[{"addresses":["10.244.1.2"],"hints":null},
+            {"addresses":["10.244.1.3"],"hints":{"forZones":null,"forNodes":[{"name":"n1"}]}}]}"#,
+        )
+        .unwrap();
+        let Some(Object::Slice(_, slice)) = object.object() else { panic!("a slice") };
+        assert_eq!(slice.endpoints.len(), 2);
+        assert_eq!(*slice.endpoints[1].for_nodes[0], *"n1");
+        let object: NodeObject = serde_json::from_str(
+            r#"{"metadata":{"name":"n1"},"spec":{"podCIDR":"","podCIDRs":["nowhere","10.244.1.7/24"]}}"#,
+        )
+        .unwrap();
+        let Some(Object::Node(_, node)) = object.object() else { panic!("a node") };
+        assert_eq!(node.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
     }
 }

@@ -154,7 +154,9 @@ fn pass(applied: Option<Applied>, desired: Desired, table: &str) -> Result<Appli
     }
     let old = applied.desired.clone();
     let applied = change(applied, &desired, table)?;
-    forget_flows(&old, &desired);
+    if conntrack::may_be_stale(&old, &desired) {
+        forget_flows(&old, &desired);
+    }
     Ok(applied)
 }
 
@@ -235,9 +237,6 @@ fn apply(transaction: &Transaction) -> Result<(), ServicesError> {
 
 /// Stale flows are a nuisance, not a reason to take rules back.
 fn forget_flows(old: &Desired, new: &Desired) {
-    if !conntrack::may_be_stale(old, new) {
-        return;
-    }
     match conntrack::forget(old, new) {
         Ok(0) => {}
         Ok(count) => tracing::debug!(count, "UDP flows to gone endpoints forgotten"),

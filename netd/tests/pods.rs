@@ -43,8 +43,12 @@ fn pods_reach_each_other_and_leave_nothing() {
 
     // A crash: another netd over the same folders knows both pods and gives no address twice.
     drop(netd);
+    let (ok, output) = sh_in(&b.netns, "ip link set eth0 down; ip addr flush dev eth0");
+    assert!(ok, "as if killed before the pod's end was made: {output}");
     let netd = start(&host, "192.0.2.1", &api);
     assert_eq!(netd.attached(), ["pod-a", "pod-b"]);
+    assert_eq!(attach(&host, &netd, "pod-b"), b);
+    ping(&b, a.ips[0]).unwrap();
     let c = attach(&host, &netd, "pod-c");
     assert_eq!(c.ips, ["10.244.1.3".parse::<IpAddr>().unwrap()]);
     ping(&c, a.ips[0]).unwrap();

@@ -29,11 +29,16 @@ const SCENARIOS: &[Scenario<Fixture>] = &[
     ("no master", no_master),
     ("a static pod runs and is mirrored", static_pod),
     ("pods ask the DNS that the master told their node of", told_dns),
+    ("nodes use the ranges that the master told them", told_ranges),
 ];
 
 fn main() -> ExitCode {
     // Not the usual ones: a node has to be told.
-    let arguments = &["--service-cluster-ip-range=10.77.0.0/16", "--cluster-domain=fleet.example"];
+    let arguments = &[
+        "--service-cluster-ip-range=10.77.0.0/16",
+        "--cluster-cidr=10.42.0.0/16",
+        "--cluster-domain=fleet.example",
+    ];
     run_suite_on("join", Shape { nodes: 2, masters: 1, etcds: 0, arguments }, SCENARIOS)
 }
 
@@ -297,8 +302,8 @@ fn static_pod(f: &Fixture) -> Result<Verdict> {
 
 fn told_dns(f: &Fixture) -> Result<Verdict> {
     let image = ["--image=busybox:1.35", "--restart=Never"];
-    let command =
-        ["--", "sh", "-c", "cat /etc/resolv.conf && nslookup kubernetes.default.svc.fleet.example"];
+    let script = "ip addr show dev eth0; cat /etc/resolv.conf; nslookup kubernetes.default.svc.fleet.example";
+    let command = ["--", "sh", "-c", script];
     f.kubectl(&[&["run", "asks", "--attach=false"][..], &image, &command].concat())?;
     wait_for("the answer", CONVERGE, || {
         let pod = f.get(&["pod", "asks"])?;
@@ -306,9 +311,19 @@ fn told_dns(f: &Fixture) -> Result<Verdict> {
         Ok(())
     })?;
     let said = f.kubectl(&["logs", "asks"])?;
-    for wanted in ["nameserver 10.77.0.10", "search default.svc.fleet.example", "10.77.0.1"] {
+    let dns = ["nameserver 10.77.0.10", "search default.svc.fleet.example", "10.77.0.1"];
+    for wanted in dns.into_iter().chain(["inet 10.42."]) {
         ensure!(said.contains(wanted), "no {wanted:?} in {said:?}");
     }
     f.kubectl(&["delete", "pod", "asks", "--now"])?;
+    Ok(Verdict::Passed)
+}
+
+fn told_ranges(f: &Fixture) -> Result<Verdict> {
+    let host = f.lab.host("node1")?;
+    let routes = host.run(&["ip", "route"])?;
+    ensure!(routes.contains("10.77.0.0/16") && !routes.contains("10.96.0.0/12"), "{routes}");
+    let rules = host.run(&["nft", "list", "table", "ip", "flotilla"])?;
+    ensure!(rules.contains("10.42.0.0/16") && !rules.contains("10.244.0.0/16"), "{rules}");
     Ok(Verdict::Passed)
 }

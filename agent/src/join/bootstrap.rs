@@ -275,10 +275,10 @@ impl Master {
         Ok(time.and_then(|time| time.parse::<jiff::Timestamp>().ok()).map(SystemTime::from))
     }
 
-    /// The KubeletConfiguration that the cluster tells its nodes; `None` where it tells nothing.
-    pub(crate) fn kubelet_config(&self) -> Result<Option<String>, JoinError> {
+    /// The documents that the cluster tells its nodes, by key: `null` where it tells nothing.
+    pub(crate) fn settings(&self) -> Result<Value, JoinError> {
         let map = self.get("/api/v1/namespaces/kube-system/configmaps/kubelet-config")?;
-        Ok(map.as_ref().and_then(|map| map["data"]["kubelet"].as_str()).map(str::to_owned))
+        Ok(map.map(|mut map| map["data"].take()).unwrap_or_default())
     }
 
     fn roots(&self) -> Result<RootCerts, JoinError> {

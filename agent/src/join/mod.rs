@@ -43,9 +43,7 @@ pub(crate) fn join(args: &JoinArgs) -> anyhow::Result<()> {
     let certificate = master.enroll(&token, &key, &name)?;
     say("  the master signed the node's certificate");
     let as_node = master.as_node(&certificate, &key)?;
-    if let Some(text) = as_node.kubelet_config()? {
-        settings::adopt(&mut config, &text)?;
-    }
+    settings::adopt(&mut config, &as_node.settings()?)?;
     Identity::write(&config.identity_dir(), &master.ca_pem, &certificate)?;
     config.save(&config_path)?;
     std::fs::create_dir_all(&config.manifests_dir)

@@ -44,10 +44,20 @@ pub(crate) fn for_others(address: IpAddr) -> IpAddr {
 }
 
 fn toward(server: &str) -> Option<IpAddr> {
+    source(target(server)?).map(for_others)
+}
+
+fn target(server: &str) -> Option<SocketAddr> {
     let (host, authority) = parse_server(server).ok()?;
     let port = authority.port_u16().unwrap_or(443);
-    let target = (host.as_str(), port).to_socket_addrs().ok()?.next()?;
-    source(target).map(for_others)
+    (host.as_str(), port).to_socket_addrs().ok()?.next()
+}
+
+/// The ports of those masters that are on this host: the way to an address of one's own begins at that address.
+pub(crate) fn served_here(servers: &[String]) -> Vec<u16> {
+    let targets = servers.iter().filter_map(|server| target(server));
+    let here = targets.filter(|target| source(*target) == Some(target.ip()));
+    here.map(|target| target.port()).collect()
 }
 
 /// The source address of the route to a target; connecting a UDP socket sends nothing.
@@ -61,15 +71,19 @@ fn source(target: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
 }
 
-/// Any address of this host that others could reach: not one of a pod's link, nor the resolver's on `lo`.
+/// Any address of this host that others could reach: not one of a pod's link, nor the node's own in the pod network, on `lo`.
 fn any_interface() -> Option<IpAddr> {
     let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
     interfaces.find_map(|interface| {
         let address = interface.address?;
         let ip = address.as_sockaddr_in()?.ip();
-        let ours = interface.interface_name.starts_with("flt");
-        (!ip.is_loopback() && !ip.is_link_local() && !ours).then_some(IpAddr::V4(ip))
+        is_for_others(&interface.interface_name, ip).then_some(IpAddr::V4(ip))
     })
+}
+
+fn is_for_others(interface: &str, ip: Ipv4Addr) -> bool {
+    let ours = interface == "lo" || interface.starts_with("flt");
+    !ours && !ip.is_loopback() && !ip.is_link_local()
 }
 
 #[cfg(test)]
@@ -87,9 +101,33 @@ mod tests {
         assert_eq!(observe(&config), [for_others(IpAddr::from([127, 0, 0, 1]))]);
         assert_eq!(for_others(IpAddr::from([10, 9, 8, 7])), IpAddr::from([10, 9, 8, 7]));
         std::fs::write(file(&config), "10.9.8.7\n").unwrap();
-        config.servers = vec!["https://does-not-exist.invalid:6443".into()];
+        config.servers = vec!["no server".into()];
         assert_eq!(observe(&config), [IpAddr::from([10, 9, 8, 7])]);
         config.node_ip = vec![IpAddr::from([10, 0, 0, 1])];
         assert_eq!(observe(&config), config.node_ip);
+    }
+
+    #[test]
+    fn what_is_ours_or_the_links_is_not_for_others() {
+        for (interface, ip, want) in [
+            ("eth0", [192, 0, 2, 1], true),
+            ("eth0", [169, 254, 7, 7], false),
+            ("lo", [127, 0, 0, 1], false),
+            ("lo", [10, 244, 1, 0], false),
+            ("flt0123456789ab", [10, 9, 8, 7], false),
+        ] {
+            assert_eq!(is_for_others(interface, Ipv4Addr::from(ip)), want, "{interface} {ip:?}");
+        }
+    }
+
+    #[test]
+    fn ports_of_masters_on_this_host_are_known() {
+        let servers = [
+            "https://127.0.0.1:6443",
+            "https://127.0.0.1:7443",
+            "https://203.0.113.1:1",
+            "no server",
+        ];
+        assert_eq!(served_here(&servers.map(String::from)), [6443, 7443]);
     }
 }

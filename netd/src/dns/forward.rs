@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -33,8 +33,10 @@ const CACHE_BYTES_MAX: usize = 1 << 20;
 const KEEP_LONGEST: Duration = Duration::from_secs(300);
 /// Longest that "no such name" is kept.
 const KEEP_NEGATIVE_LONGEST: Duration = Duration::from_secs(30);
-/// Longest datagram from upstream.
+/// Longest datagram that upstream is asked for.
 const PAYLOAD_BYTES: u16 = 1232;
+/// Longest datagram there is: some servers send more than was asked for.
+const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 /// Why nobody answered.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +65,38 @@ struct Cache {
     bytes: usize,
 }
 
+/// A name server as resolv.conf has it: `fe80::1%eth0` is one on that link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Server {
+    address: IpAddr,
+    link: Option<String>,
+}
+
+impl Server {
+    fn parse(word: &str) -> Option<Server> {
+        let (address, link) = match word.split_once('%') {
+            Some((address, link)) => (address, Some(link.to_owned())),
+            None => (word, None),
+        };
+        Some(Server { address: address.parse().ok()?, link })
+    }
+
+    /// Looked up each time: a link can come after the file, and anew with another number.
+    fn socket_address(&self) -> io::Result<SocketAddr> {
+        match (self.address, self.link.as_deref()) {
+            (IpAddr::V6(address), Some(link)) => {
+                let scope = link.parse().or_else(|_| nix::net::if_::if_nametoindex(link))?;
+                Ok(SocketAddrV6::new(address, PORT, 0, scope).into())
+            }
+            (address, _) => Ok(SocketAddr::new(address, PORT)),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Servers {
     read_at: Option<SystemTime>,
-    addresses: Vec<IpAddr>,
+    found: Vec<Server>,
 }
 
 /// The resolver of others' names.
@@ -95,7 +125,11 @@ impl Forwarder {
         }
         let mut last = ForwardError::NoServers(self.resolv_conf.clone());
         for server in servers.iter().cycle().take(TRIES_MAX) {
-            match self.ask(*server, query).await {
+            let asked = match server.socket_address() {
+                Ok(address) => ask(address, query).await,
+                Err(error) => Err(error.into()),
+            };
+            match asked {
                 // The next one may know.
                 Ok(answer) if is_failure(&answer) => last = answered(answer),
                 Ok(answer) => {
@@ -108,31 +142,15 @@ impl Forwarder {
         Err(last)
     }
 
-    fn servers(&self) -> io::Result<Vec<IpAddr>> {
+    fn servers(&self) -> io::Result<Vec<Server>> {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         let changed_at = std::fs::metadata(&self.resolv_conf)?.modified()?;
         if servers.read_at != Some(changed_at) {
             let text = std::fs::read_to_string(&self.resolv_conf)?;
-            servers.addresses = parse_resolv_conf(&text, &self.own);
+            servers.found = parse_resolv_conf(&text, &self.own);
             servers.read_at = Some(changed_at);
         }
-        Ok(servers.addresses.clone())
-    }
-
-    async fn ask(&self, server: IpAddr, query: &Query) -> Result<Message, ForwardError> {
-        let mut question = Message::new(random_id(), MessageType::Query, OpCode::Query);
-        question.metadata.recursion_desired = true;
-        question.add_query(query.clone());
-        let mut edns = Edns::new();
-        edns.set_max_payload(PAYLOAD_BYTES);
-        question.set_edns(edns);
-        let bytes = question.to_vec()?;
-        let server = SocketAddr::new(server, PORT);
-        let answer = within(over_udp(server, &question, &bytes)).await?;
-        if answer.metadata.truncation {
-            return within(over_tcp(server, &question, &bytes)).await;
-        }
-        Ok(answer)
+        Ok(servers.found.clone())
     }
 
     fn recall(&self, query: &Query, now: Instant) -> Option<Message> {
@@ -185,6 +203,31 @@ impl Cache {
     }
 }
 
+async fn ask(server: SocketAddr, query: &Query) -> Result<Message, ForwardError> {
+    let mut question = Message::new(random_id(), MessageType::Query, OpCode::Query);
+    question.metadata.recursion_desired = true;
+    question.add_query(query.clone());
+    let mut edns = Edns::new();
+    edns.set_max_payload(PAYLOAD_BYTES);
+    question.set_edns(edns);
+    let answer = ask_once(server, &question).await?;
+    if answer.metadata.response_code == ResponseCode::FormErr {
+        // A server that knows no EDNS (RFC 6891, 7).
+        question.edns = None;
+        return ask_once(server, &question).await;
+    }
+    Ok(answer)
+}
+
+async fn ask_once(server: SocketAddr, question: &Message) -> Result<Message, ForwardError> {
+    let bytes = question.to_vec()?;
+    let answer = within(over_udp(server, question, &bytes)).await?;
+    match answer.metadata.truncation {
+        true => within(over_tcp(server, question, &bytes)).await,
+        false => Ok(answer),
+    }
+}
+
 fn is_failure(answer: &Message) -> bool {
     !matches!(answer.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
@@ -209,14 +252,14 @@ fn keep_for(answer: &Message) -> Option<Duration> {
 }
 
 /// The name servers, without those that are ourselves.
-fn parse_resolv_conf(text: &str, own: &[IpAddr]) -> Vec<IpAddr> {
+fn parse_resolv_conf(text: &str, own: &[IpAddr]) -> Vec<Server> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             (words.next() == Some("nameserver")).then(|| words.next()).flatten()
         })
-        .filter_map(|word| word.split('%').next()?.parse().ok())
-        .filter(|address| !own.contains(address))
+        .filter_map(Server::parse)
+        .filter(|server| !own.contains(&server.address))
         .take(SERVERS_MAX)
         .collect()
 }
@@ -240,7 +283,9 @@ async fn within(
 fn matches(question: &Message, answer: &Message) -> bool {
     answer.metadata.id == question.metadata.id
         && answer.metadata.message_type == MessageType::Response
-        && answer.queries == question.queries
+        && (answer.queries == question.queries
+            // What can't be read isn't repeated.
+            || answer.metadata.response_code == ResponseCode::FormErr && answer.queries.is_empty())
 }
 
 async fn over_udp(
@@ -255,7 +300,7 @@ async fn over_udp(
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     socket.send(bytes).await?;
-    let mut buffer = vec![0; usize::from(PAYLOAD_BYTES)];
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let length = socket.recv(&mut buffer).await?;
         // A datagram that isn't the answer is somebody's guess: wait on.
@@ -297,8 +342,55 @@ mod tests {
         let own = ["10.96.0.10".parse().unwrap()];
         let text = "# a comment\nnameserver 10.96.0.10\nsearch x\nnameserver 192.0.2.53\n\
                     nameserver fe80::1%eth0\nnameserver nonsense\n";
-        let want: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
+        let want = ["192.0.2.53", "fe80::1%eth0"].map(|word| Server::parse(word).unwrap());
         assert_eq!(parse_resolv_conf(text, &own), want);
+    }
+
+    #[test]
+    fn a_servers_link_is_part_of_its_address() {
+        for (word, want) in [
+            ("192.0.2.53", Some("192.0.2.53:53")),
+            ("2001:db8::1", Some("[2001:db8::1]:53")),
+            ("fe80::1%7", Some("[fe80::1%7]:53")),
+            ("fe80::1%lo", Some("[fe80::1%1]:53")),
+            ("fe80::1%no-such-link", None),
+        ] {
+            let address = Server::parse(word).unwrap().socket_address();
+            assert_eq!(address.ok(), want.map(|text| text.parse().unwrap()), "{word}");
+        }
+    }
+
+    /// A server that knows no EDNS, and answers with a datagram longer than was asked for.
+    #[tokio::test]
+    async fn old_servers_and_long_answers_are_understood() {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let serve = async {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+                let question = Message::from_vec(&buffer[..length]).unwrap();
+                let id = question.metadata.id;
+                let mut reply = Message::new(id, MessageType::Response, OpCode::Query);
+                if question.edns.is_some() {
+                    reply.metadata.response_code = ResponseCode::FormErr;
+                } else {
+                    reply.add_query(question.queries[0].clone());
+                    for last in 0..200 {
+                        let data = RData::A(A(Ipv4Addr::new(192, 0, 2, last)));
+                        let name = question.queries[0].name().clone();
+                        reply.add_answer(Record::from_rdata(name, 60, data));
+                    }
+                }
+                server.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+            }
+        };
+        let query = query("example.org.");
+        let answer = tokio::select! {
+            answer = ask(address, &query) => answer.unwrap(),
+            () = serve => unreachable!(),
+        };
+        assert_eq!(answer.answers.len(), 200);
     }
 
     fn query(name: &str) -> Query {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netfilter::{Socket, attribute, push_attribute};
 use crate::Protocol;
-use crate::desired::{Desired, Vip};
+use crate::desired::{Desired, HostPortTarget, Vip};
 use crate::rules::{Family, protocol_number};
 
 const SUBSYSTEM: u8 = 1;
@@ -54,11 +54,33 @@ pub(crate) fn is_stale(flow: &Flow, old: &Desired, new: &Desired) -> bool {
     if old.vips.contains_key(&vip) {
         return true;
     }
-    let place = (family, Protocol::Udp, port);
-    match (new.node_ports.get(&place), old.node_ports.contains_key(&place)) {
-        (Some(target), _) => translated && !target.endpoints.contains(&flow.answered_by),
-        (None, was) => was && translated,
+    // Nothing else translates what is sent to these ranges; the service went while nobody looked.
+    if translated && new.service_cidrs.iter().any(|cidr| cidr.contains(&address)) {
+        return true;
     }
+    let mut hosts = host_ports(new, flow).peekable();
+    if hosts.peek().is_some() {
+        return translated && hosts.all(|host| host.backend != flow.answered_by);
+    }
+    let place = (family, Protocol::Udp, port);
+    let led_there = old.node_ports.contains_key(&place)
+        || host_ports(old, flow).any(|host| host.backend == flow.answered_by);
+    match new.node_ports.get(&place) {
+        Some(target) => translated && !target.endpoints.contains(&flow.answered_by),
+        None => translated && led_there,
+    }
+}
+
+/// The host ports that a flow's client can have meant.
+fn host_ports<'a>(desired: &'a Desired, flow: &Flow) -> impl Iterator<Item = &'a HostPortTarget> {
+    let (address, port) = flow.to;
+    desired.host_ports.iter().filter(move |host| {
+        let is_there = match host.address {
+            Some(host) => host == address,
+            None => Family::of(&host.backend.0) == Family::of(&address),
+        };
+        is_there && host.protocol == Protocol::Udp && host.port == port
+    })
 }
 
 /// Whether anything changed that can leave stale flows.
@@ -79,7 +101,13 @@ pub(crate) fn may_be_stale(old: &Desired, new: &Desired) -> bool {
             .map(|(place, target)| (*place, target.endpoints.clone()))
             .collect::<Vec<_>>()
     };
-    udp_vips(old) != udp_vips(new) || udp_ports(old) != udp_ports(new)
+    let udp_host_ports = |desired: &Desired| {
+        let of_udp = desired.host_ports.iter().filter(|host| host.protocol == Protocol::Udp);
+        of_udp.cloned().collect::<Vec<_>>()
+    };
+    udp_vips(old) != udp_vips(new)
+        || udp_ports(old) != udp_ports(new)
+        || udp_host_ports(old) != udp_host_ports(new)
 }
 
 /// Deletes the stale flows of both families; returns how many.
@@ -179,5 +207,54 @@ mod tests {
         assert!(may_be_stale(&old, &new) && !may_be_stale(&new, &new));
         let gone = flow("10.96.0.5", 53, "10.244.1.2", 5353);
         assert!(is_stale(&gone, &old, &Desired::default()));
+    }
+
+    #[test]
+    fn flows_to_host_ports_follow_the_pod() {
+        let host_port = |address: Option<&str>, pod: &str| HostPortTarget {
+            address: address.map(|address| address.parse().unwrap()),
+            protocol: Protocol::Udp,
+            port: 514,
+            backend: (pod.parse().unwrap(), 5514),
+        };
+        let having = |ports: &[HostPortTarget]| Desired {
+            host_ports: ports.iter().cloned().collect(),
+            ..Desired::default()
+        };
+        let old = having(&[host_port(None, "10.244.1.1")]);
+        let new = having(&[host_port(None, "10.244.1.2")]);
+        let elsewhere = having(&[host_port(Some("192.0.2.7"), "10.244.1.2")]);
+        let flow = |by: &str, by_port| Flow {
+            protocol: 17,
+            to: ("192.0.2.1".parse().unwrap(), 514),
+            answered_by: (by.parse().unwrap(), by_port),
+        };
+        let none = Desired::default();
+        for (flow, new, want) in [
+            (flow("10.244.1.1", 5514), &new, true),
+            (flow("10.244.1.2", 5514), &new, false),
+            (flow("10.244.1.1", 5514), &none, true),
+            (flow("10.244.1.1", 5514), &elsewhere, true),
+            (flow("10.244.1.9", 5514), &none, false),
+            (flow("192.0.2.1", 514), &new, false),
+        ] {
+            assert_eq!(is_stale(&flow, &old, new), want, "{flow:?} {new:?}");
+        }
+        assert!(may_be_stale(&old, &new) && may_be_stale(&old, &none));
+    }
+
+    #[test]
+    fn flows_to_services_that_went_unseen_are_stale() {
+        let new =
+            Desired { service_cidrs: vec!["10.96.0.0/12".parse().unwrap()], ..Desired::default() };
+        let flow = |to: &str, by: &str| Flow {
+            protocol: 17,
+            to: (to.parse().unwrap(), 53),
+            answered_by: (by.parse().unwrap(), 53),
+        };
+        let none = Desired::default();
+        assert!(is_stale(&flow("10.96.0.5", "10.244.1.1"), &none, &new));
+        assert!(!is_stale(&flow("10.96.0.5", "10.96.0.5"), &none, &new));
+        assert!(!is_stale(&flow("192.0.2.5", "10.244.1.1"), &none, &new));
     }
 }

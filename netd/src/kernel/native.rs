@@ -28,6 +28,30 @@ const FAMILIES: [(&str, u8); 3] = [("inet", 1), ("ip", 2), ("ip6", 10)];
 /// Chains that iptables-nft keeps; native rules in them would blind it.
 const IPTABLES_CHAINS: [&str; 3] = ["INPUT", "FORWARD", "OUTPUT"];
 
+/// Words of statements behind which a rule goes on for every packet: `counter` and `log`.
+const PASSING: [&str; 20] = [
+    "counter",
+    "packets",
+    "bytes",
+    "name",
+    "log",
+    "prefix",
+    "level",
+    "emerg",
+    "alert",
+    "crit",
+    "err",
+    "warn",
+    "notice",
+    "info",
+    "debug",
+    "flags",
+    "all",
+    "group",
+    "snaplen",
+    "queue-threshold",
+];
+
 /// Somebody's base chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
@@ -98,8 +122,16 @@ fn drops_by_default(listing: &str) -> bool {
         .filter(|line| !line.is_empty() && *line != "}")
         .collect();
     let policy = rules.iter().any(|line| line.contains(" hook ") && line.contains("policy drop"));
-    let last = rules.last().is_some_and(|line| *line == "drop" || line.starts_with("reject"));
-    policy || last
+    policy || rules.last().is_some_and(|rule| closes(rule))
+}
+
+/// Whether a rule drops all that reaches it: it may count and log before, but not look at the packet.
+fn closes(rule: &str) -> bool {
+    // Every other part is in quotes.
+    let unquoted: String = rule.split('"').step_by(2).collect();
+    let mut words = unquoted.split_whitespace();
+    let looks = |word: &str| !PASSING.contains(&word) && word.parse::<u64>().is_err();
+    words.find(|word| looks(word)).is_some_and(|word| matches!(word, "drop" | "reject"))
 }
 
 /// Our rules of a listing: handle and text.
@@ -119,7 +151,8 @@ fn ours(listing: &str) -> Vec<(u64, &str)> {
 fn plan_script(place: &Place, listing: &str, wanted: &[String]) -> Option<String> {
     let wanted: &[String] = if drops_by_default(listing) { wanted } else { &[] };
     let present = ours(listing);
-    if present.len() == wanted.len() {
+    // They were put first; what the host's owner puts before them later is meant to win.
+    if present.iter().map(|(_, rule)| rule).eq(wanted) {
         return None;
     }
     let Place { family, table, chain, .. } = place;
@@ -143,7 +176,7 @@ pub(crate) fn apply(own_table: &str, accepts: &[(Family, Vec<Accept>)]) -> io::R
             })
             .flat_map(|(family, accepts)| {
                 let here = accepts.iter().filter(|accept| accept.way == place.way);
-                here.map(|accept| accept.nft(*family))
+                here.map(|accept| accept.nft(*family, place.family))
             })
             .collect();
         let chain = [place.family, &place.table, &place.chain];
@@ -219,6 +252,12 @@ mod tests {
             "\t\tudp dport 4789 accept comment \"flotilla\" # handle 77\n\t\tct state",
         );
         assert_eq!(plan_script(&place, &with, &wanted), None);
+        let other = vec!["udp dport 8472 accept comment \"flotilla\"".to_owned()];
+        assert_eq!(
+            plan_script(&place, &with, &other).unwrap(),
+            "delete rule inet firewalld filter_INPUT handle 77\n\
+             insert rule inet firewalld filter_INPUT udp dport 8472 accept comment \"flotilla\"\n"
+        );
         let opened = with.replace("reject with icmpx admin-prohibited", "counter");
         assert_eq!(
             plan_script(&place, &opened, &wanted).unwrap(),
@@ -230,5 +269,23 @@ mod tests {
         assert!(!drops_by_default(
             "chain input {\n type filter hook input priority 0; policy accept;\n}"
         ));
+    }
+
+    #[test]
+    fn a_closing_rule_may_count_and_log() {
+        for (rule, want) in [
+            ("drop", true),
+            ("counter packets 7 bytes 420 drop", true),
+            ("log prefix \"tcp dport 1 \" drop", true),
+            ("log prefix \"a\" level info flags all counter packets 0 bytes 0 reject", true),
+            ("counter packets 7 bytes 420 reject with icmpx admin-prohibited", true),
+            ("drop comment \"the rest\"", true),
+            ("tcp dport 23 drop", false),
+            ("limit rate 3/minute drop", false),
+            ("counter packets 7 bytes 420", false),
+            ("log prefix \"drop\" accept", false),
+        ] {
+            assert_eq!(closes(rule), want, "{rule}");
+        }
     }
 }
