@@ -139,7 +139,7 @@ fn a_record_is_taken_when_it_may_be() {
     let take = |found: Option<&LeaseSpec>, silent| aimed(Aim::Take, found, silent);
     let first = take(None, Duration::ZERO).unwrap();
     assert_eq!(first.holder_identity.as_deref(), Some("me"));
-    assert_eq!((first.lease_transitions, first.lease_duration_seconds), (Some(0), Some(2)));
+    assert_eq!((first.lease_transitions, first.lease_duration_seconds), (Some(0), Some(5)));
     assert_eq!(first.renew_time, Some(MicroTime(now)));
     // The length that counts is the record's; what its clock says counts for nothing.
     assert!(
