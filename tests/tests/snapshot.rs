@@ -149,6 +149,10 @@ fn all_objects(f: &Fixture) -> Result<(BTreeMap<String, Value>, i64)> {
                 (text(object, "/metadata/namespace"), text(object, "/metadata/name"));
             let own: i64 = text(object, "/metadata/resourceVersion").parse().unwrap_or(0);
             revision_max = revision_max.max(own);
+            // Heartbeats live in memory alone: nodes make their leases again, as after any restart of the master.
+            if namespace == "kube-node-lease" && kind.starts_with("leases") {
+                continue;
+            }
             objects.insert(format!("{kind}/{namespace}/{name}"), object.clone());
         }
     }
